@@ -1,0 +1,43 @@
+# The project's commands; each is complete on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test check bench proto format clean help
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## Real models over a real socket: devices draft, the server verifies, the texts are compared
+	@$(BIN)/wisp demo $(ARGS)
+
+test: $(VENV)/.installed  ## The test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed  ## Style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed  ## Ratios measured side by side in one run
+	$(BIN)/python -m wisp.bench.ratios $(ARGS)
+
+format: $(VENV)/.installed  ## Reformat the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Generated with the floor versions: code from a newer generator refuses older runtimes.
+proto:  ## Regenerate the protobuf code after a change of wisp.proto
+	$(PYTHON) -m venv build/proto-venv
+	build/proto-venv/bin/pip install --quiet 'grpcio-tools==1.74.0' 'mypy-protobuf==3.6.0' 'setuptools<80'
+	cd src && PATH="$(CURDIR)/build/proto-venv/bin:$$PATH" ../build/proto-venv/bin/python -m grpc_tools.protoc \
+		-I . --python_out=. --grpc_python_out=. --mypy_out=. wisp/protocol/wisp.proto
+
+$(VENV)/.installed: pyproject.toml tools/install.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) bash tools/install.sh
+	@touch $@
+
+clean:  ## Remove what the commands above made
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""The models: tokens in, verdicts out."""

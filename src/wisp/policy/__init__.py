@@ -1,0 +1,1 @@
+"""The decisions of the paper: no clock, no I/O, no framework."""

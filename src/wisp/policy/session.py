@@ -1,0 +1,201 @@
+"""One generation as its device sees it: draft tokens in, verification requests out, verdicts back in.
+
+Round r: k tokens are drafted (t_d each), n <= k of them verified, A <= n accepted, A + 1 committed. The first token
+comes from plain decoding, since the target has to read the prompt anyway and a draft would only delay it.
+
+    session = Session(request, stop_rule, settings, slo, now)
+    while session.finish_reason is None:
+        session.begin_round(now)
+        while session.wants_draft_token:   ->  session.on_draft_token(drafted, now)
+        session.request(now)               ->  DraftRequest | DecodeRequest, sent to the server
+        session.on_verdict(verdict, now)   ->  the tokens it commits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+from wisp.policy.controller import RoundContext, StopRule
+from wisp.types import (
+    SLO,
+    DecodeRequest,
+    DraftedToken,
+    DraftRequest,
+    FinishReason,
+    GenerationRequest,
+    Prices,
+    TokenId,
+    Verdict,
+    committed_tokens,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a device runs its sessions."""
+
+    max_draft_tokens: int = 16
+    """Per round, whatever the stop rule says; the server's own limit applies too."""
+    context_length: int = 1 << 31
+    """Of target and drafter, the smaller one: nothing is drafted past it."""
+    decode_tokens: int = 16
+    """Asked for at once when nothing is drafted."""
+    startup_time: float = 1.0
+    """Between the first token's arrival and the start of its playback."""
+    smoothing: float = 0.2
+    """Weight of the newest measurement in running means."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """What one round cost and gave; the raw material of metrics.py."""
+
+    num_drafted: int
+    num_verified: int
+    num_accepted: int
+    num_committed: int
+    draft_time: float
+    """Seconds from the round's start to its last drafted token."""
+
+
+@dataclass(slots=True)
+class Session:
+    """The state of one generation, without clock or I/O: `now` is the caller's clock in seconds.
+
+    The history (`tokens`) is the truth: whatever a server caches can be rebuilt from it.
+    """
+
+    generation: GenerationRequest
+    stop_rule: StopRule
+    settings: SessionSettings
+    slo: SLO | None
+    started: float
+    tokens: list[TokenId] = field(init=False)
+    epoch: int = field(default=0, init=False)
+    round: int = field(default=0, init=False)
+    draft: list[DraftedToken] = field(default_factory=list, init=False)
+    finish_reason: FinishReason | None = field(default=None, init=False)
+    prices: Prices = field(default=Prices(), init=False)
+    records: list[RoundRecord] = field(default_factory=list, init=False)
+    token_times: list[float] = field(default_factory=list, init=False)
+    """Arrival of every output token, by the caller's clock."""
+    _round_started: float = field(default=0.0, init=False)
+    _last_draft_at: float = field(default=0.0, init=False)
+    _sent: float = field(default=0.0, init=False)
+    _token_time: float = field(default=0.0, init=False)
+    _rtt: float = field(default=0.0, init=False)
+    _plain: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.generation.tokens)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.generation.num_prompt_tokens
+
+    @property
+    def tokens_left(self) -> int:
+        """Output tokens that may still come."""
+        by_length = self.generation.stop.max_tokens - self.num_output_tokens
+        return min(by_length, self.settings.context_length - len(self.tokens))
+
+    def begin_round(self, now: float) -> None:
+        """Start a round; afterwards `wants_draft_token` says whether to draft."""
+        self.round += 1
+        self.draft.clear()
+        self._round_started = self._last_draft_at = now
+        self._plain = not self.token_times
+
+    @property
+    def wants_draft_token(self) -> bool:
+        """Whether to draft one more token in this round."""
+        limit = min(self.settings.max_draft_tokens, self.tokens_left - 1)
+        if self._plain or len(self.draft) >= limit or self._draft_ends_itself():
+            return False
+        return self.stop_rule.keep_drafting([drafted.stats for drafted in self.draft], self._context())
+
+    def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
+        """Take one drafted token."""
+        self._token_time = self._smooth(self._token_time, now - self._last_draft_at)
+        self._last_draft_at = now
+        self.draft.append(drafted)
+
+    def request(self, now: float) -> DraftRequest | DecodeRequest:
+        """Close the draft and turn it into what the server is asked for."""
+        self._sent = now
+        if not self.draft:
+            num_tokens = 1 if self._plain else min(self.settings.decode_tokens, self.tokens_left)
+            return DecodeRequest(self.round, len(self.tokens), num_tokens, self._rtt, self.time_left(now))
+        return DraftRequest(
+            round=self.round,
+            num_committed=len(self.tokens),
+            tokens=tuple(self.draft),
+            survival=self._survival(),
+            draft_speed=1.0 / self._token_time if self._token_time > 0.0 else 0.0,
+            rtt=self._rtt,
+            time_left=self.time_left(now),
+        )
+
+    def on_verdict(self, verdict: Verdict, now: float) -> list[TokenId]:
+        """Commit what the server decided; returns the committed tokens. Verdicts of other rounds commit nothing."""
+        if verdict.round != self.round or self.finish_reason is not None:
+            return []
+        committed = committed_tokens(self.draft, verdict)
+        self.tokens += committed
+        self.token_times += [now] * len(committed)
+        self.finish_reason = verdict.finish_reason
+        self.prices = verdict.hints.prices
+        if self.draft or len(committed) == 1:
+            elapsed = now - self._sent - verdict.hints.queue_time - verdict.hints.verification_time
+            self._rtt = self._smooth(self._rtt, max(elapsed, 0.0))
+        self.records.append(
+            RoundRecord(
+                num_drafted=len(self.draft),
+                num_verified=verdict.num_verified,
+                num_accepted=verdict.num_accepted,
+                num_committed=len(committed),
+                draft_time=self._last_draft_at - self._round_started,
+            )
+        )
+        self.draft.clear()
+        self._sent = now
+        return committed
+
+    def reopen(self) -> GenerationRequest:
+        """Raise the epoch and drop the unanswered round; returns what opens the session anew."""
+        self.epoch += 1
+        self.draft.clear()
+        given = self.generation
+        return GenerationRequest(tuple(self.tokens), given.num_prompt_tokens, given.sampling, given.stop, given.slo)
+
+    def time_left(self, now: float) -> float:
+        """Seconds to the playback deadline of the next token: d_m = t_first + startup + m / s."""
+        if self.slo is None:
+            return inf
+        if not self.token_times:
+            return self.started + self.slo.first_token_s - now
+        playback = self.token_times[0] + self.settings.startup_time
+        return playback + len(self.token_times) / self.slo.tokens_per_s - now
+
+    def _draft_ends_itself(self) -> bool:
+        """Whether the draft holds a token that would end the generation: nothing useful can follow."""
+        return bool(self.draft) and self.draft[-1].token in self.generation.stop.stop_token_ids
+
+    def _survival(self) -> tuple[float, ...]:
+        survival, product = [], 1.0
+        for drafted in self.draft:
+            product *= self.stop_rule.acceptance(drafted.stats)
+            survival.append(product)
+        return tuple(survival)
+
+    def _context(self) -> RoundContext:
+        return RoundContext(self._token_time, self._rtt, self._session_rate(), self.prices)
+
+    def _session_rate(self) -> float:
+        if len(self.token_times) < 2 or self.token_times[-1] <= self.token_times[0]:
+            return 0.0
+        return (len(self.token_times) - 1) / (self.token_times[-1] - self.token_times[0])
+
+    def _smooth(self, mean: float, value: float) -> float:
+        return value if mean == 0.0 else mean + self.settings.smoothing * (value - mean)

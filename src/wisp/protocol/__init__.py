@@ -1,0 +1,1 @@
+"""The wire format between edge and server, and its version."""
