@@ -1,0 +1,139 @@
+"""What a server and a device are told to do: frozen, validated, printable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wisp.errors import ConfigError
+from wisp.types import SLO
+
+DEFAULT_PORT = 7600
+DEFAULT_EDGE_PORT = 7601
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+DEFAULT_SLO_CLASSES = (SLO("fast", 12.0, 2.0), SLO("normal", 8.0, 3.0), SLO("relaxed", 4.0, 5.0))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model to load, and how."""
+
+    model: str
+    """Folder or hub name."""
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 1
+    """More than one thread pays only on cores that nobody else uses: waiting at barriers costs more than it gives."""
+    kv_gib: float | None = None
+    """None: derived from the memory that is free."""
+    batch_invariant: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+        _require(self.kv_gib is None or self.kv_gib > 0, f"kv_gib must be positive, not {self.kv_gib}")
+        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityConfig:
+    """How the wire is protected; plain text is for loopback, elsewhere only with `insecure`."""
+
+    insecure: bool = False
+    state_dir: Path = field(default_factory=lambda: Path.home() / ".local" / "state" / "wisp")
+    """Holds the private CA, its certificates and the token that the first start off loopback makes."""
+    certificate: Path | None = None
+    private_key: Path | None = None
+    client_ca: Path | None = None
+    """mTLS: devices must present a certificate of this CA."""
+    tokens_file: Path | None = None
+    """One `token [credential name]` per line; otherwise WISP_TOKENS, otherwise the state directory's."""
+
+    def __post_init__(self) -> None:
+        paired = (self.certificate is None) == (self.private_key is None)
+        _require(paired, "a certificate and its private key go together: give both or neither")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What `wisp serve` runs."""
+
+    target: ModelConfig
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0: any free one."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    max_sessions: int = 256
+    max_batch_requests: int = 64
+    max_batch_tokens: int = 2048
+    max_prefill_tokens: int = 512
+    max_draft_tokens: int = 32
+    idle_timeout: float = 600.0
+    """Seconds after which a session whose device has gone is forgotten."""
+    drain_timeout: float = 30.0
+    """Seconds that running rounds get after SIGTERM."""
+    slo_classes: tuple[SLO, ...] = DEFAULT_SLO_CLASSES
+    default_slo: str = "normal"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port < 1 << 16, f"port must be in 0..65535, not {self.port}")
+        for name in ("max_sessions", "max_batch_requests", "max_batch_tokens", "max_prefill_tokens"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        known = [slo.name for slo in self.slo_classes]
+        _require(self.default_slo in known, f"default_slo must be one of {', '.join(known)}, not {self.default_slo!r}")
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.host in LOOPBACK_HOSTS
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """What `wisp edge` runs."""
+
+    server: str
+    """HOST:PORT of the verification server."""
+    draft: ModelConfig | None = None
+    """None: the n-gram drafter."""
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_EDGE_PORT
+    max_draft_tokens: int = 4
+    """Drafted per round; 0: plain decoding on the server."""
+    rule: str = "coupled"
+    token: str | None = None
+    ca: Path | None = None
+    """PEM file of the CA to trust."""
+    ca_fingerprint: str | None = None
+    """SHA-256 of the server's CA certificate, hex: pinned instead of `ca`."""
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+    api_key: str | None = None
+    """Asked of clients of the local endpoint; None: nobody is asked."""
+    slo: str | None = None
+    """Class of requests that name none; None: the server's default."""
+    connect_timeout: float = 10.0
+    round_timeout: float = 60.0
+    """Seconds without a verdict after which the stream is taken for dead."""
+    emulated_draft_time: float = 0.0
+    """Seconds per drafted token added, to act as a slower device; labelled wherever results show."""
+    emulated_rtt: float = 0.0
+    """Seconds of network round trip added; labelled wherever results show."""
+
+    def __post_init__(self) -> None:
+        host, _, port = self.server.rpartition(":")
+        _require(bool(host) and port.isdigit(), f"server must be HOST:PORT, not {self.server!r}")
+        _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
+        _require(self.rule in ("coupled", "rejection"), f"rule must be coupled or rejection, not {self.rule!r}")
+
+    @property
+    def server_on_loopback(self) -> bool:
+        return self.server.rpartition(":")[0].strip("[]") in LOOPBACK_HOSTS
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
