@@ -1,0 +1,255 @@
+"""One generation on its device: what is drafted, asked for, committed and accounted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wisp.metrics import summarise_drafting
+from wisp.policy.controller import FixedLength
+from wisp.policy.session import Session, SessionSettings
+from wisp.types import (
+    SLO,
+    DecodeRequest,
+    DraftedToken,
+    DraftRequest,
+    FinishReason,
+    GenerationRequest,
+    Hints,
+    Prices,
+    SamplingParams,
+    StopRules,
+    Verdict,
+)
+
+EOS = 99
+PROMPT = (1, 2, 3)
+
+
+def session(num_draft: int = 3, max_tokens: int = 20, slo: SLO | None = None, **settings: float) -> Session:
+    generation = GenerationRequest(PROMPT, len(PROMPT), SamplingParams(), StopRules(max_tokens, frozenset({EOS})))
+    return Session(generation, FixedLength(num_draft), replace(SessionSettings(), **settings), slo, started=0.0)
+
+
+def plain_round(given: Session, token: int, now: float = 0.0) -> None:
+    given.begin_round(now)
+    request = given.request(now)
+    assert isinstance(request, DecodeRequest)
+    given.on_verdict(Verdict(given.round, 0, 0, token), now)
+
+
+def draft(given: Session, tokens: list[int], now: float = 0.0) -> DraftRequest:
+    given.begin_round(now)
+    for index, token in enumerate(tokens):
+        assert given.wants_draft_token
+        given.on_draft_token(DraftedToken(token), now + 0.1 * (index + 1))
+    request = given.request(now + 0.1 * len(tokens))
+    assert isinstance(request, DraftRequest)
+    return request
+
+
+def test_the_first_token_comes_from_plain_decoding() -> None:
+    """Drafting before the target has read the prompt would only delay the first token."""
+    given = session()
+    given.begin_round(0.0)
+    assert not given.wants_draft_token
+    assert given.request(0.0) == DecodeRequest(round=1, num_committed=3, num_tokens=1)
+
+
+def test_a_draft_has_the_length_that_the_stop_rule_wants() -> None:
+    """The stop rule ends the draft, and the request carries it with its survival."""
+    given = session(num_draft=2)
+    plain_round(given, 4)
+    request = draft(given, [5, 6])
+    assert not given.wants_draft_token
+    assert [drafted.token for drafted in request.tokens] == [5, 6]
+    assert request.num_committed == 4
+    assert request.survival == (0.5, 0.25)
+    assert request.draft_speed == pytest.approx(10.0)
+
+
+def test_the_settings_limit_the_draft() -> None:
+    """Whatever the stop rule says, a draft has an upper limit."""
+    given = session(num_draft=9, max_draft_tokens=1)
+    plain_round(given, 4)
+    draft(given, [5])
+    assert not given.wants_draft_token
+
+
+def test_nothing_is_drafted_past_the_end() -> None:
+    """A draft leaves room for the target's own token within max_tokens."""
+    given = session(num_draft=9, max_tokens=3)
+    plain_round(given, 4)
+    draft(given, [5])
+    assert not given.wants_draft_token
+    assert given.tokens_left == 2
+
+
+def test_nothing_is_drafted_past_the_context() -> None:
+    """The context length limits what may still come."""
+    assert session(context_length=5).tokens_left == 2
+
+
+def test_nothing_is_drafted_after_a_token_that_ends_the_generation() -> None:
+    """An EOS in the draft is its last token."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [EOS])
+    assert not given.wants_draft_token
+
+
+def test_a_stop_rule_of_zero_asks_for_plain_tokens() -> None:
+    """K = 0 is plain decoding of several tokens at once, streamed."""
+    given = session(num_draft=0, decode_tokens=7)
+    plain_round(given, 4)
+    given.begin_round(0.0)
+    assert not given.wants_draft_token
+    request = given.request(0.0)
+    assert isinstance(request, DecodeRequest)
+    assert request.num_tokens == 7
+
+
+def test_a_verdict_commits_the_accepted_tokens_and_the_targets_own() -> None:
+    """A = 1 of 3 accepted: one drafted token and the correction are committed, the rest is forgotten."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [5, 6, 7])
+    verdict = Verdict(given.round, 3, 1, 8, hints=Hints(0.0, 0.0, Prices(0.1, 0.2)))
+    assert given.on_verdict(verdict, 1.0) == [5, 8]
+    assert given.tokens == [1, 2, 3, 4, 5, 8]
+    assert given.prices == Prices(0.1, 0.2)
+    assert given.draft == []
+
+
+@pytest.mark.parametrize("verdict_round", [1, 3])
+def test_a_verdict_of_another_round_commits_nothing(verdict_round: int) -> None:
+    """Verdicts that arrive late, twice or out of nowhere change nothing."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [5, 6, 7])
+    assert given.on_verdict(Verdict(verdict_round, 3, 3, 8), 1.0) == []
+    assert given.num_output_tokens == 1
+
+
+def test_nothing_is_committed_after_the_end() -> None:
+    """A verdict after the finishing one is ignored."""
+    given = session()
+    given.begin_round(0.0)
+    given.on_verdict(Verdict(1, 0, 0, EOS, finish_reason=FinishReason.STOP), 0.0)
+    assert given.finish_reason is FinishReason.STOP
+    assert given.on_verdict(Verdict(1, 0, 0, 5), 0.0) == []
+
+
+def test_reopening_carries_the_whole_history_under_a_higher_epoch() -> None:
+    """What the server forgot is rebuilt from the device's history; the unanswered draft is dropped."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [5, 6])
+    reopened = given.reopen()
+    assert reopened.tokens == (1, 2, 3, 4)
+    assert reopened.num_prompt_tokens == len(PROMPT)
+    assert reopened.num_output_tokens == 1
+    assert given.epoch == 1
+    assert given.draft == []
+
+
+def test_without_a_service_level_there_is_no_deadline() -> None:
+    """No SLO, infinite time."""
+    assert session().time_left(5.0) == inf
+
+
+def test_the_playback_deadline_follows_the_first_token() -> None:
+    """d_m = t_first + startup + m / s, and before the first token its own limit."""
+    given = session(slo=SLO("normal", tokens_per_s=2.0, first_token_s=3.0), startup_time=1.0)
+    assert given.time_left(1.0) == 2.0
+    plain_round(given, 4, now=2.0)
+    assert given.time_left(2.0) == pytest.approx(1.5)
+
+
+def test_round_trip_time_excludes_what_the_server_took() -> None:
+    """Queueing and verification are subtracted from the elapsed time, never below zero."""
+    given = session()
+    given.begin_round(0.0)
+    given.request(0.0)
+    given.on_verdict(Verdict(1, 0, 0, 4, hints=Hints(queue_time=0.2, verification_time=0.3)), 1.0)
+    given.begin_round(1.0)
+    given.on_draft_token(DraftedToken(5), 1.1)
+    request = given.request(1.1)
+    assert isinstance(request, DraftRequest)
+    assert request.rtt == pytest.approx(0.5)
+
+
+def test_streamed_plain_tokens_do_not_count_as_round_trips_of_their_own() -> None:
+    """Several tokens in one plain verdict say nothing of the network."""
+    given = session(num_draft=0)
+    given.begin_round(0.0)
+    given.request(0.0)
+    given.on_verdict(Verdict(1, 0, 0, None), 1.0)
+    assert given.request(1.0).rtt == 0.0
+
+
+def test_measured_speed_is_smoothed() -> None:
+    """A slow token moves the running mean by its weight only."""
+    given = session(num_draft=2, smoothing=0.5)
+    plain_round(given, 4)
+    given.begin_round(0.0)
+    given.on_draft_token(DraftedToken(5), 0.1)
+    given.on_draft_token(DraftedToken(6), 0.4)
+    request = given.request(0.4)
+    assert isinstance(request, DraftRequest)
+    assert request.draft_speed == pytest.approx(1 / 0.2)
+
+
+def test_the_session_rate_reaches_the_stop_rule() -> None:
+    """A stop rule sees the committed tokens per second."""
+    seen: list[float] = []
+
+    class Spy(FixedLength):
+        __slots__ = ()
+
+        def keep_drafting(self, stats: object, context: object) -> bool:
+            seen.append(context.session_rate)  # type: ignore[attr-defined]
+            return False
+
+    generation = GenerationRequest(PROMPT, len(PROMPT), SamplingParams(), StopRules(20))
+    given = Session(generation, Spy(1), SessionSettings(), None, 0.0)
+    for now in (1.0, 2.0, 3.0):
+        given.begin_round(now)
+        assert not given.wants_draft_token
+        given.on_verdict(Verdict(given.round, 0, 0, 5), now)
+    assert seen == [0.0, 1.0]
+
+
+def test_rounds_are_recorded_for_the_accounting() -> None:
+    """A record per verdict: drafted, verified, accepted, committed, and the time it took to draft."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [5, 6, 7])
+    given.on_verdict(Verdict(given.round, 3, 0, 8), 1.0)
+    summary = summarise_drafting(given.records)
+    assert (summary.num_drafted, summary.num_accepted, summary.num_committed) == (3, 0, 2)
+    assert summary.draft_time == pytest.approx(0.3)
+    assert summary.wasted_time == pytest.approx(0.2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=20))
+def test_the_history_only_ever_grows_by_what_verdicts_commit(rounds: list[tuple[int, int, bool]]) -> None:
+    """Whatever the order of verdicts, replays and re-openings, committed tokens are never lost or changed."""
+    given = session(num_draft=5, max_tokens=1000)
+    history = list(PROMPT)
+    for wanted, accepted, replay in rounds:
+        given.begin_round(0.0)
+        while given.wants_draft_token and len(given.draft) < wanted:
+            given.on_draft_token(DraftedToken(10 + len(given.draft)), 0.0)
+        num_drafted = len(given.draft)
+        given.request(0.0)
+        verdict = Verdict(given.round, num_drafted, min(accepted, num_drafted), 7)
+        history += given.on_verdict(verdict, 0.0)
+        if replay:
+            given.reopen()
+            assert given.on_verdict(replace(verdict, round=given.round - 1), 0.0) == []
+        assert given.tokens == history
