@@ -1,0 +1,194 @@
+"""The `wisp` command: serve, edge, demo; each command's module is imported inside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wisp import __version__
+from wisp.config import DEFAULT_EDGE_PORT, DEFAULT_PORT, DTYPES, EdgeConfig, ModelConfig, SecurityConfig, ServerConfig
+from wisp.errors import UserError, WispError
+
+app = typer.Typer(
+    name="wisp",
+    help="Devices draft, one shared server verifies; the output is exactly the target model's.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object per line.")]
+Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; auto: float32 on a CPU, the checkpoint's on a GPU.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; more than one pays only on cores that nobody else uses.")]
+KvGib = Annotated[float | None, typer.Option(help="GiB for the KV cache; default: derived from the free memory.")]
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Target model: a folder or a hub name.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; off loopback, TLS and tokens are set up.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = DEFAULT_PORT,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = 1,
+    kv_gib: KvGib = None,
+    batch_invariant: Annotated[
+        bool, typer.Option(help="Same bits for any batch: bf16 verification equals bf16 decoding; slower.")
+    ] = False,
+    max_sessions: Annotated[int, typer.Option(help="Sessions open at once; more are told to come back.")] = 256,
+    max_batch_requests: Annotated[int, typer.Option(help="Requests verified in one step.")] = 64,
+    max_batch_tokens: Annotated[int, typer.Option(help="Positions computed in one step.")] = 2048,
+    max_prefill_tokens: Annotated[int, typer.Option(help="Of those, prompt tokens.")] = 512,
+    max_draft_tokens: Annotated[int, typer.Option(help="Longest draft accepted from a device.")] = 32,
+    idle_timeout: Annotated[
+        float, typer.Option(help="Seconds until a vanished device's sessions are forgotten.")
+    ] = 600.0,
+    drain_timeout: Annotated[float, typer.Option(help="Seconds that running rounds get after SIGTERM.")] = 30.0,
+    state_dir: Annotated[Path | None, typer.Option(help="Where the private CA and the token live.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Own TLS certificate chain (PEM).")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="mTLS: devices must have a certificate of this CA.")] = None,
+    tokens_file: Annotated[Path | None, typer.Option(help="One `token [name]` a line; or set WISP_TOKENS.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Plain text off loopback. Anyone on the way reads along.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Verify the drafts of many devices with MODEL."""
+    from wisp.server.app import serve as run
+
+    security = SecurityConfig(
+        insecure=insecure,
+        certificate=certificate,
+        private_key=private_key,
+        client_ca=client_ca,
+        tokens_file=tokens_file,
+        **({} if state_dir is None else {"state_dir": state_dir}),
+    )
+    config = ServerConfig(
+        target=ModelConfig(model, dtype, device, threads, kv_gib, batch_invariant),
+        host=host,
+        port=port,
+        security=security,
+        max_sessions=max_sessions,
+        max_batch_requests=max_batch_requests,
+        max_batch_tokens=max_batch_tokens,
+        max_prefill_tokens=max_prefill_tokens,
+        max_draft_tokens=max_draft_tokens,
+        idle_timeout=idle_timeout,
+        drain_timeout=drain_timeout,
+    )
+    raise typer.Exit(run(config, json_output=json_output))
+
+
+@app.command()
+def edge(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the verification server.")],
+    draft: Annotated[
+        str | None, typer.Option(help="Draft model: a folder or a hub name; default: n-gram lookup.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address of the local OpenAI-compatible endpoint.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port; 0: any free one.")] = DEFAULT_EDGE_PORT,
+    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted per round; 0: plain decoding on the server.")] = 4,
+    rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",
+    slo: Annotated[str | None, typer.Option(help="SLO class of requests that name none.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="WISP_TOKEN", help="Credential for the server.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA certificate to trust (PEM).")] = None,
+    ca_fingerprint: Annotated[
+        str | None, typer.Option(help="SHA-256 of the server's CA, as `wisp serve` prints it.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="mTLS: this device's certificate (PEM).")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="mTLS: its private key (PEM).")] = None,
+    insecure: Annotated[bool, typer.Option(help="Plain text to a server off loopback.")] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="WISP_API_KEY", help="Asked of clients; default: nobody is.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = 1,
+    kv_gib: KvGib = None,
+    emulated_draft_ms: Annotated[float, typer.Option(help="Act as a slower device: added per drafted token.")] = 0.0,
+    emulated_rtt_ms: Annotated[float, typer.Option(help="Act as a farther device: added round trip.")] = 0.0,
+    json_output: Json = False,
+) -> None:
+    """Draft on this device; offer a local OpenAI-compatible endpoint."""
+    from wisp.edge.app import run_edge
+
+    config = EdgeConfig(
+        server=server,
+        draft=None if draft is None else ModelConfig(draft, dtype, device, threads, kv_gib),
+        host=host,
+        port=port,
+        max_draft_tokens=draft_tokens,
+        rule=rule,
+        token=token,
+        ca=ca,
+        ca_fingerprint=ca_fingerprint,
+        certificate=certificate,
+        private_key=private_key,
+        insecure=insecure,
+        api_key=api_key,
+        slo=slo,
+        emulated_draft_time=emulated_draft_ms / 1e3,
+        emulated_rtt=emulated_rtt_ms / 1e3,
+    )
+    raise typer.Exit(run_edge(config, json_output=json_output))
+
+
+@app.command()
+def demo(
+    tokens: Annotated[int, typer.Option(help="Tokens per completion.")] = 64,
+    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted per round.")] = 4,
+    serve_on: Annotated[bool, typer.Option("--serve", help="Leave it running and print how to talk to it.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show it at work: a server, six emulated devices, and proof that every text is the target's own."""
+    from wisp.demo.app import DemoConfig, run_demo
+
+    raise typer.Exit(run_demo(DemoConfig(tokens, draft_tokens, serve_on, json_output)))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wisp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def main() -> None:
+    """Run the command; the caller's faults end in a message and exit code 2, other failures in exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error, 2)
+    except WispError as error:
+        _fail(error, 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("wisp"):
+            raise
+        print(f"wisp: this command needs the package {error.name!r}. {_EXTRAS}", file=sys.stderr)
+        sys.exit(2)
+
+
+_EXTRAS = "From the clone: pip install '.[server]' for wisp serve, '.[edge]' or '.[draft]' for wisp edge, '.[all]'."
+
+
+def _fail(error: WispError, code: int) -> None:
+    print(f"wisp: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
