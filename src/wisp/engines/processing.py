@@ -1,0 +1,311 @@
+"""From logits to the distribution a token is drawn from, for many requests with different parameters at once.
+
+Order: vocabulary mask, logit bias, repetition penalty, frequency and presence penalty, temperature, top-k, top-p, min-p.
+What one row gives depends on that row alone, whatever else is in the batch: all ways of computing it (wide or narrow)
+are chosen row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wisp.engines.noise import Int64Array, absorb, request_keys
+from wisp.errors import EngineError
+from wisp.types import DraftedToken, SamplingParams, TokenId
+
+FloatArray = npt.NDArray[np.float64]
+
+_WIDTHS = (128, 1024)
+"""How many of the most likely ids are looked at before the whole vocabulary is sorted."""
+_PART_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Elements of float64 work that stay in the cache, or within bounds of memory."""
+_SMALLEST_TEMPERATURE, _SMALLEST_FLOAT32 = 1e-300, 1.2e-38
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingItem:
+    """What sampling has to know of one request in a batch.
+
+    Verification of k drafted tokens takes k + 1 rows of logits: row i follows the history and the first i of them.
+    Drafting takes one row, which follows the history and all of `draft`.
+    """
+
+    history: Sequence[TokenId]
+    """Prompt and committed tokens; an array makes penalties cheaper than a list."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    draft: Sequence[DraftedToken] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a batch of logits, as arrays [rows]."""
+
+    items: Sequence[SamplingItem]
+    item: Int64Array
+    """Index of the row's item."""
+    offset: Int64Array
+    """How many drafted tokens the row follows."""
+
+    @classmethod
+    def of_drafts(cls, items: Sequence[SamplingItem]) -> Rows:
+        """K + 1 rows for each item, as verification needs them."""
+        counts = np.array([len(item.draft) + 1 for item in items], dtype=np.int64)
+        index = np.repeat(np.arange(len(items)), counts)
+        return cls(items, index, np.arange(len(index)) - (counts.cumsum() - counts)[index])
+
+    @classmethod
+    def of_next_tokens(cls, items: Sequence[SamplingItem]) -> Rows:
+        """One row for each item, as drafting needs them."""
+        return cls(items, np.arange(len(items)), np.array([len(item.draft) for item in items], dtype=np.int64))
+
+    def keys(self) -> Int64Array:
+        """The noise key of each row, without its purpose."""
+        params = [item.params for item in self.items]
+        requests = request_keys([p.seed for p in params], [p.choice_index for p in params])
+        lengths = np.array([len(item.history) for item in self.items], dtype=np.int64)
+        return absorb(requests[self.item], lengths[self.item] + self.offset)
+
+    def setting(self, name: str) -> FloatArray:
+        """One of the sampling parameters, per row."""
+        return np.array([getattr(item.params, name) for item in self.items], dtype=np.float64)[self.item]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The ids that survive truncation in some rows, and their logits up to a constant per row.
+
+    `logits` [n, width] has -inf where an id does not survive; the largest of each row is 0. `ids` [n, width] ascends in
+    each row; None: all ids of the vocabulary in order.
+    """
+
+    rows: Int64Array
+    ids: Tensor | None
+    logits: Tensor
+
+    def log_probabilities(self) -> Tensor:
+        """Log p, float64 [n, width]."""
+        return self.logits.double().log_softmax(-1)
+
+    def locate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of `tokens` [n, m], and whether they are among the candidates at all (else the column is any)."""
+        if self.ids is None:
+            columns = tokens.clamp(0, self.logits.shape[1] - 1)
+            return columns, columns == tokens
+        columns = torch.searchsorted(self.ids, tokens).clamp_(max=self.ids.shape[1] - 1)
+        return columns, self.ids.gather(1, columns) == tokens
+
+    def tokens(self, columns: Tensor) -> Tensor:
+        """The ids in `columns` [n, m]."""
+        return columns if self.ids is None else self.ids.gather(1, columns)
+
+    def noise_ids(self) -> Tensor:
+        """The ids as [n or 1, width]."""
+        if self.ids is None:
+            return torch.arange(self.logits.shape[1], device=self.logits.device)[None]
+        return self.ids
+
+    def parts(self) -> Iterator[Candidates]:
+        """The same rows in pieces small enough for float64 work."""
+        size = max(1, _PART_SIZE.get(self.logits.device.type, 1 << 20) // self.logits.shape[1])
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            yield Candidates(self.rows[part], None if self.ids is None else self.ids[part], self.logits[part])
+
+
+def adjusted(logits: Tensor, rows: Rows, vocabulary_size: int) -> Tensor:
+    """Logits [rows, vocabulary_size] after mask, bias and penalties; a view of `logits` where there are none.
+
+    Raises EngineError where a row has no finite largest value.
+    """
+    logits = logits[:, :vocabulary_size]
+    _check(logits, rows)
+    params = [item.params for item in rows.items]
+    biased, penalised = any(p.logit_bias for p in params), any(p.penalised for p in params)
+    if not (biased or penalised):
+        return logits
+    logits = logits.to(torch.float32, copy=True)
+    if biased:
+        _bias(logits, rows)
+    if penalised:
+        _penalise(logits, rows)
+    return logits
+
+
+def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candidates]:
+    """What survives temperature and truncation in the rows `which` (ascending) of adjusted logits [rows, V].
+
+    Each of the rows appears once, in one of the few groups yielded.
+    """
+    size = logits.shape[1]
+    top_k = rows.setting("top_k")[which]
+    top_k[top_k >= size] = 0.0
+    settings = np.stack(
+        [rows.setting("temperature")[which], top_k, rows.setting("top_p")[which], rows.setting("min_p")[which]]
+    )
+    truncated = (settings[1] > 0.0) | (settings[2] < 1.0) | (settings[3] > 0.0)
+    whole, todo = np.flatnonzero(~truncated), np.flatnonzero(truncated)
+    if len(whole):
+        yield Candidates(which[whole], None, _scaled(_pick(logits, which[whole]), settings[0, whole]))
+    for width in [width for width in _WIDTHS if width < size] + [size]:
+        fitting = todo[(settings[1, todo] < width) | (width == size)]
+        if len(fitting) == 0:
+            continue
+        ids, survivors, complete = _truncated(_pick(logits, which[fitting]), settings[:, fitting], width)
+        done = np.flatnonzero(complete.cpu().numpy())
+        if len(done):
+            index = torch.from_numpy(done).to(logits.device)
+            yield Candidates(which[fitting[done]], ids[index], survivors[index])
+        todo = np.setdiff1d(todo, fitting[done])
+
+
+def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Top-k, top-p and min-p among the `width` most likely ids of each row.
+
+    Returns ids [n, width] in ascending order, logits float64 [n, width] and whether these ids were enough to tell
+    [n]: a row is complete where all ids as likely as its least likely survivor are among them.
+    """
+    temperature, top_k, top_p, min_p = torch.from_numpy(settings).to(logits.device)[:, :, None]
+    values, ids = _most_likely(logits, width)
+    values = values.double()
+    scaled = (values - values[:, :1]) / temperature.clamp_min(_SMALLEST_TEMPERATURE)
+    kth = values.gather(1, (top_k.long() - 1).clamp_(0, width - 1))
+    # Ids tied with the k-th all survive, as in transformers and vLLM.
+    keep = ((values >= kth) | (top_k == 0.0)) & (scaled >= min_p.log())
+    if (settings[2] < 1.0).any():
+        mass = scaled.exp()
+        among_top_k = mass.masked_fill((values < kth) & (top_k > 0.0), 0.0).cumsum(-1)
+        total = among_top_k[:, -1:]
+        if (open_ended := (settings[2] < 1.0) & (settings[1] == 0.0)).any():
+            total = torch.where(top_k == 0.0, _total_mass(logits, settings[0], open_ended), total)
+        keep &= (among_top_k - mass < top_p * total) | (top_p >= 1.0)
+    keep[:, 0] = True
+    floor = values[:, -1:]
+    enough = (values > floor) | ~keep | (values == -torch.inf)
+    complete = enough.all(-1) & ((kth > floor) | (top_k == 0.0))[:, 0] | (width == logits.shape[1])
+    ids, order = ids.sort(-1)
+    return ids, scaled.masked_fill(~keep, -torch.inf).gather(1, order), complete
+
+
+def _most_likely(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` largest logits of each row with their ids, the largest first, lower ids before higher in a tie."""
+    if width == logits.shape[1]:
+        values, ids = logits.sort(stable=True, descending=True)
+        return values, ids
+    ids = logits.topk(width).indices.sort(-1).values
+    values, order = logits.gather(1, ids).sort(stable=True, descending=True)
+    return values, ids.gather(1, order)
+
+
+def _total_mass(logits: Tensor, temperature: FloatArray, which: npt.NDArray[np.bool_]) -> Tensor:
+    """Sum of exp(scaled logits) over the vocabulary, [n, 1]; 1 in rows that are not asked for.
+
+    Through softmax, which takes each row by itself: a plain sum may be split otherwise when a row is alone.
+    """
+    total = logits.new_ones((len(logits), 1), dtype=torch.float64)
+    index = np.flatnonzero(which)
+    share = _scaled(_pick(logits, index), temperature[index]).softmax(-1).amax(-1, keepdim=True)
+    total[torch.from_numpy(index).to(logits.device)] = share.double().reciprocal()
+    return total
+
+
+def _scaled(logits: Tensor, temperature: FloatArray) -> Tensor:
+    """Logits over temperature in float32, shifted so that the largest of each row is 0: no temperature overflows."""
+    logits = logits.float()
+    divisor = torch.from_numpy(np.maximum(temperature, _SMALLEST_FLOAT32)).to(logits.device, torch.float32)
+    return (logits - logits.amax(-1, keepdim=True)) / divisor[:, None]
+
+
+def _pick(logits: Tensor, which: Int64Array) -> Tensor:
+    """The rows `which` (ascending), without a copy when they are all."""
+    return logits if len(which) == len(logits) else logits[torch.from_numpy(which).to(logits.device)]
+
+
+def _check(logits: Tensor, rows: Rows) -> None:
+    """Raise EngineError naming the first row whose largest logit is NaN or infinite."""
+    wrong = ~logits.amax(-1).isfinite()
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise EngineError(
+            f"logits of row {row} (request {rows.item[row]} of the batch, {rows.offset[row]} drafted tokens before it) "
+            f"have no finite maximum but {logits[row].amax().item()}: the model overflowed or its weights are damaged"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Edits:
+    """Entries of the logits to change, flat arrays of one length."""
+
+    row: Int64Array
+    ids: Int64Array
+    seen: npt.NDArray[np.bool_]
+    """Whether the id occurs in prompt or output before the row."""
+    count: Int64Array
+    """How often it occurs in the output."""
+    params: SamplingParams
+
+
+def _bias(logits: Tensor, rows: Rows) -> None:
+    """Add the logit biases in place; ids outside the vocabulary are left out."""
+    params = [item.params.logit_bias for item in rows.items]
+    entries = [(row, *entry) for row, item in enumerate(rows.item.tolist()) for entry in params[item]]
+    entries = [entry for entry in entries if 0 <= entry[1] < logits.shape[1]]
+    if entries:
+        row, ids, values = zip(*entries, strict=True)
+        index = torch.tensor([row, ids], device=logits.device)
+        logits.index_put_((index[0], index[1]), torch.tensor(values, device=logits.device), accumulate=True)
+
+
+def _edits(item: SamplingItem, first_row: int, offsets: Int64Array, size: int) -> _Edits:
+    """What penalties look at, in all rows of one item."""
+    history = np.asarray(item.history, dtype=np.int64)
+    drafted = np.array([drafted.token for drafted in item.draft], dtype=np.int64)
+    ids, index = np.unique(np.concatenate([history, drafted]), return_inverse=True)
+    num_ids, length = len(ids), len(history)
+    seen = np.bincount(index[:length], minlength=num_ids)
+    output = np.bincount(index[item.num_prompt_tokens : length], minlength=num_ids)
+    so_far = np.zeros((len(drafted) + 1, num_ids), dtype=np.int64)
+    so_far[np.arange(1, len(drafted) + 1), index[length:]] = 1
+    so_far = so_far.cumsum(0)[offsets]
+    row = np.repeat(np.arange(first_row, first_row + len(offsets)), num_ids)
+    known = np.tile((ids >= 0) & (ids < size), len(offsets))
+    return _Edits(
+        row[known],
+        np.tile(ids, len(offsets))[known],
+        (seen + so_far > 0).ravel()[known],
+        (output + so_far).ravel()[known],
+        item.params,
+    )
+
+
+def _penalise(logits: Tensor, rows: Rows) -> None:
+    """Apply repetition, frequency and presence penalties in place.
+
+    Repetition as Keskar et al. (CTRL, 2019) and transformers: positive logits are divided by it, negative multiplied.
+    """
+    firsts = np.searchsorted(rows.item, np.arange(len(rows.items) + 1))
+    edits = [
+        _edits(item, int(start), rows.offset[start:end], logits.shape[1])
+        for item, start, end in zip(rows.items, firsts, firsts[1:], strict=False)
+        if item.params.penalised
+    ]
+
+    def flat(part: Callable[[_Edits], npt.NDArray[np.generic]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([part(edit) for edit in edits])).to(logits.device)
+
+    def setting(name: str) -> Tensor:
+        return flat(lambda edit: np.full(len(edit.row), getattr(edit.params, name), dtype=np.float32))
+
+    index = flat(lambda edit: edit.row), flat(lambda edit: edit.ids)
+    count = flat(lambda edit: edit.count)
+    before, repetition = logits[index], setting("repetition_penalty")
+    repeated = torch.where(before > 0.0, before / repetition, before * repetition)
+    after = torch.where(flat(lambda edit: edit.seen), repeated, before)
+    after -= setting("frequency_penalty") * count + setting("presence_penalty") * (count > 0)
+    logits.index_put_(index, after)
