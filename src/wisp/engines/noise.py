@@ -25,7 +25,8 @@ Int64Array = npt.NDArray[np.int64]
 Words = TypeVar("Words", Int64Array, Tensor)
 
 GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+"""Shifts and factors, the latter as the signed integers with the same bits."""
 
 NOISE_RANGE = log(53 * log(2)) - log(-np.log1p(-(2.0**-53)))
 """Largest minus smallest Gumbel value, about 40.34: no noise turns over a greater lead in log-probability."""
@@ -48,10 +49,12 @@ def wrapped(word: int) -> int:
 
 
 def mix(z: Words) -> Words:
-    """SplitMix64's finaliser on 64-bit words kept as int64, of numpy (one dimension or more) or torch."""
+    """SplitMix64's finaliser on 64-bit words kept as int64, of numpy (one dimension or more) or torch; in place."""
     for shift, factor in _ROUNDS:
-        z = (z ^ _shifted(z, shift)) * wrapped(factor)
-    return z ^ _shifted(z, 31)
+        z ^= _shifted(z, shift)
+        z *= factor
+    z ^= _shifted(z, 31)
+    return z
 
 
 def request_keys(seeds: Sequence[int], choices: Sequence[int]) -> Int64Array:
@@ -80,5 +83,7 @@ def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
 
 
 def _shifted(z: Words, by: int) -> Words:
-    """`z` shifted right as unsigned words: int64 shifts would drag the sign along."""
-    return z >> by & (1 << 64 - by) - 1
+    """`z` shifted right as unsigned words: int64 shifts drag the sign along."""
+    shifted = z >> by
+    shifted &= (1 << 64 - by) - 1
+    return shifted

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +82,8 @@ class Rows:
 class Candidates:
     """The ids that survive truncation in some rows, and their logits up to a constant per row.
 
-    `logits` [n, width] has -inf where an id does not survive; the largest of each row is 0. `ids` [n, width] ascends in
-    each row; None: all ids of the vocabulary in order.
+    `logits` [n, width] has -inf where an id does not survive; the largest of each row is 0. `ids` [n, width] are in any
+    order; None: all ids of the vocabulary, ascending.
     """
 
     rows: Int64Array
@@ -98,8 +99,9 @@ class Candidates:
         if self.ids is None:
             columns = tokens.clamp(0, self.logits.shape[1] - 1)
             return columns, columns == tokens
-        columns = torch.searchsorted(self.ids, tokens).clamp_(max=self.ids.shape[1] - 1)
-        return columns, self.ids.gather(1, columns) == tokens
+        ids, order = self.ids.sort(-1)
+        places = torch.searchsorted(ids, tokens).clamp_(max=ids.shape[1] - 1)
+        return order.gather(1, places), ids.gather(1, places) == tokens
 
     def tokens(self, columns: Tensor) -> Tensor:
         """The ids in `columns` [n, m]."""
@@ -150,57 +152,64 @@ def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candid
         [rows.setting("temperature")[which], top_k, rows.setting("top_p")[which], rows.setting("min_p")[which]]
     )
     truncated = (settings[1] > 0.0) | (settings[2] < 1.0) | (settings[3] > 0.0)
-    whole, todo = np.flatnonzero(~truncated), np.flatnonzero(truncated)
-    if len(whole):
+    pending = truncated.copy()
+    if not truncated.all():
+        whole = np.flatnonzero(~truncated)
         yield Candidates(which[whole], None, _scaled(_pick(logits, which[whole]), settings[0, whole]))
     for width in [width for width in _WIDTHS if width < size] + [size]:
-        fitting = todo[(settings[1, todo] < width) | (width == size)]
+        fitting = np.flatnonzero(pending & ((settings[1] < width) | (width == size)))
         if len(fitting) == 0:
             continue
         ids, survivors, complete = _truncated(_pick(logits, which[fitting]), settings[:, fitting], width)
-        done = np.flatnonzero(complete.cpu().numpy())
-        if len(done):
-            index = torch.from_numpy(done).to(logits.device)
-            yield Candidates(which[fitting[done]], ids[index], survivors[index])
-        todo = np.setdiff1d(todo, fitting[done])
+        done = complete.cpu().numpy()
+        if done.any():
+            pending[fitting] = ~done
+            index = np.flatnonzero(done)
+            yield Candidates(which[fitting[index]], _pick(ids, index), _pick(survivors, index))
 
 
 def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k, top-p and min-p among the `width` most likely ids of each row.
 
-    Returns ids [n, width] in ascending order, logits float64 [n, width] and whether these ids were enough to tell
+    Returns ids [n, width], logits float64 [n, width] and whether these ids were enough to tell
     [n]: a row is complete where all ids as likely as its least likely survivor are among them.
     """
     temperature, top_k, top_p, min_p = torch.from_numpy(settings).to(logits.device)[:, :, None]
-    values, ids = _most_likely(logits, width)
+    in_nucleus = settings[2] < 1.0
+    values, ids = _most_likely(logits, width, break_ties=bool(in_nucleus.any()))
     values = values.double()
     scaled = (values - values[:, :1]) / temperature.clamp_min(_SMALLEST_TEMPERATURE)
     kth = values.gather(1, (top_k.long() - 1).clamp_(0, width - 1))
     # Ids tied with the k-th all survive, as in transformers and vLLM.
     keep = ((values >= kth) | (top_k == 0.0)) & (scaled >= min_p.log())
-    if (settings[2] < 1.0).any():
+    if in_nucleus.any():
         mass = scaled.exp()
         among_top_k = mass.masked_fill((values < kth) & (top_k > 0.0), 0.0).cumsum(-1)
         total = among_top_k[:, -1:]
-        if (open_ended := (settings[2] < 1.0) & (settings[1] == 0.0)).any():
+        if (open_ended := in_nucleus & (settings[1] == 0.0)).any():
             total = torch.where(top_k == 0.0, _total_mass(logits, settings[0], open_ended), total)
         keep &= (among_top_k - mass < top_p * total) | (top_p >= 1.0)
     keep[:, 0] = True
     floor = values[:, -1:]
     enough = (values > floor) | ~keep | (values == -torch.inf)
     complete = enough.all(-1) & ((kth > floor) | (top_k == 0.0))[:, 0] | (width == logits.shape[1])
-    ids, order = ids.sort(-1)
-    return ids, scaled.masked_fill(~keep, -torch.inf).gather(1, order), complete
+    return ids, scaled.masked_fill_(~keep, -torch.inf), complete
 
 
-def _most_likely(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest logits of each row with their ids, the largest first, lower ids before higher in a tie."""
+def _most_likely(logits: Tensor, width: int, *, break_ties: bool) -> tuple[Tensor, Tensor]:
+    """The `width` largest logits of each row with their ids, the largest first.
+
+    With `break_ties` lower ids come before higher ones of the same logit; else their order is any.
+    """
     if width == logits.shape[1]:
         values, ids = logits.sort(stable=True, descending=True)
         return values, ids
-    ids = logits.topk(width).indices.sort(-1).values
-    values, order = logits.gather(1, ids).sort(stable=True, descending=True)
-    return values, ids.gather(1, order)
+    values, ids = logits.topk(width)
+    if break_ties:
+        ids = ids.sort(-1).values
+        values, order = logits.gather(1, ids).sort(stable=True, descending=True)
+        ids = ids.gather(1, order)
+    return values, ids
 
 
 def _total_mass(logits: Tensor, temperature: FloatArray, which: npt.NDArray[np.bool_]) -> Tensor:
@@ -229,13 +238,12 @@ def _pick(logits: Tensor, which: Int64Array) -> Tensor:
 
 def _check(logits: Tensor, rows: Rows) -> None:
     """Raise EngineError naming the first row whose largest logit is NaN or infinite."""
-    wrong = ~logits.amax(-1).isfinite()
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise EngineError(
-            f"logits of row {row} (request {rows.item[row]} of the batch, {rows.offset[row]} drafted tokens before it) "
-            f"have no finite maximum but {logits[row].amax().item()}: the model overflowed or its weights are damaged"
-        )
+    for row, largest in enumerate(logits.amax(-1).tolist()):
+        if not isfinite(largest):
+            raise EngineError(
+                f"the largest logit of row {row} (request {rows.item[row]} of the batch, after {rows.offset[row]} drafted "
+                f"tokens) is {largest}: the model overflowed, or its weights are damaged"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -354,8 +354,10 @@ def _draft_stats(raw: Tensor) -> tuple[Tensor, list[tuple[float, float, float, f
     total = mass.sum(-1, keepdim=True)
     log_total = total.log()
     entropy = log_total - mass.mul_(below).sum(-1, keepdim=True) / total
-    possible = below > _EXCLUDED
-    count = possible.sum(-1, keepdim=True)
-    mean = (below * possible).sum(-1, keepdim=True) / count
-    deviation = ((below - mean).mul_(possible)).square_().sum(-1, keepdim=True).div_(count).sqrt_()
+    possible: int | Tensor = raw.shape[1]
+    if bool((below.amin(-1) == _EXCLUDED).any()):
+        is_possible = below > _EXCLUDED
+        possible = is_possible.sum(-1, keepdim=True)
+        below = torch.where(is_possible, below, below.mul(is_possible).sum(-1, keepdim=True) / possible)
+    deviation = below.sub_(below.mean(-1, keepdim=True)).square_().sum(-1, keepdim=True).div_(possible).sqrt_()
     return best + log_total, list(map(tuple, torch.cat([total.reciprocal(), entropy, margin, deviation], 1).tolist()))
