@@ -22,7 +22,7 @@ from wisp.types import DraftedToken, SamplingParams, TokenId
 
 FloatArray = npt.NDArray[np.float64]
 
-_WIDTHS = (128, 1024)
+_WIDTHS = (128, 1024, 8192)
 """How many of the most likely ids are looked at before the whole vocabulary is sorted."""
 _PART_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements of float64 work that stay in the cache, or within bounds of memory."""
@@ -42,6 +42,11 @@ class SamplingItem:
     num_prompt_tokens: int
     params: SamplingParams
     draft: Sequence[DraftedToken] = ()
+    trimmed: DraftedToken | None = None
+    """The drafted token after `draft`, where a server verifies only the first part of what was drafted.
+
+    Rejection sampling has to know it: whoever cuts a draft may have looked at this token, and a fresh draw in its place
+    would then not follow p. It takes no further row of logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,10 @@ class Rows:
         lengths = np.array([len(item.history) for item in self.items], dtype=np.int64)
         return absorb(requests[self.item], lengths[self.item] + self.offset)
 
-    def setting(self, name: str) -> FloatArray:
-        """One of the sampling parameters, per row."""
-        return np.array([getattr(item.params, name) for item in self.items], dtype=np.float64)[self.item]
+    def settings(self) -> FloatArray:
+        """Temperature, top-k, top-p and min-p of the rows: [4, rows]."""
+        params = [item.params for item in self.items]
+        return np.array([(p.temperature, p.top_k, p.top_p, p.min_p) for p in params], dtype=np.float64).T[:, self.item]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +152,8 @@ def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candid
     Each of the rows appears once, in one of the few groups yielded.
     """
     size = logits.shape[1]
-    top_k = rows.setting("top_k")[which]
-    top_k[top_k >= size] = 0.0
-    settings = np.stack(
-        [rows.setting("temperature")[which], top_k, rows.setting("top_p")[which], rows.setting("min_p")[which]]
-    )
+    settings = rows.settings()[:, which]
+    settings[1, settings[1] >= size] = 0.0
     truncated = (settings[1] > 0.0) | (settings[2] < 1.0) | (settings[3] > 0.0)
     pending = truncated.copy()
     if not truncated.all():
@@ -171,8 +174,8 @@ def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candid
 def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k, top-p and min-p among the `width` most likely ids of each row.
 
-    Returns ids [n, width], logits float64 [n, width] and whether these ids were enough to tell
-    [n]: a row is complete where all ids as likely as its least likely survivor are among them.
+    `settings` are those of the rows, [4, n]. Returns ids [n, width], logits float64 [n, width] and whether these ids were
+    enough to tell [n]: a row is complete where all ids as likely as its least likely survivor are among them.
     """
     temperature, top_k, top_p, min_p = torch.from_numpy(settings).to(logits.device)[:, :, None]
     in_nucleus = settings[2] < 1.0

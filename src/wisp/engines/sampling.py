@@ -75,22 +75,22 @@ def verify(logits: Tensor, items: Sequence[SamplingItem], vocabulary_size: int) 
     rows = Rows.of_drafts(items)
     processed = adjusted(logits, rows, vocabulary_size)
     ends = np.searchsorted(rows.item, np.arange(len(items)), side="right") - 1
-    drafted = np.full(len(rows.item), _PADDING, dtype=np.int64)
-    drafted[np.arange(len(drafted)) != ends[rows.item]] = [d.token for item in items for d in item.draft]
     rejection = _by_rejection(rows)
+    proposed = [drafted for item in items for drafted in (*item.draft, item.trimmed)]
+    drafted = np.array([_PADDING if one is None else one.token for one in proposed], dtype=np.int64)
 
     choice = _own_choices(processed, rows, np.flatnonzero(~rejection))
-    match = choice == drafted
+    match = (choice == drafted) & ~rejection
     if rejection.any():
-        match |= _accepted(processed, rows, np.flatnonzero(rejection & (drafted != _PADDING)))
-    match[ends] = False
-    finals = np.minimum.reduceat(np.where(match, len(match), np.arange(len(match))), ends - rows.offset[ends])
-    if rejection.any():
-        decided = finals[rejection[finals]]
-        choice[decided] = _replacements(processed, rows, decided)
+        match |= _accepted(processed, rows, proposed, np.flatnonzero(rejection & (drafted != _PADDING)))
+    undecided = match & (rows.offset < rows.offset[ends][rows.item])
+    finals = np.minimum.reduceat(np.where(undecided, len(match), np.arange(len(match))), ends - rows.offset[ends])
+    replaced = finals[rejection[finals] & ~match[finals]]
+    if len(replaced):
+        choice[replaced] = _replacements(processed, rows, proposed, replaced)
+    choice[match] = drafted[match]
 
     accepted, tokens = rows.offset[finals].tolist(), choice[finals].tolist()
-    choice[match] = drafted[match]
     logprobs = _logprobs(logits[:, :vocabulary_size], rows, choice, finals)
     return [Decision(*parts) for parts in zip(accepted, tokens, logprobs, strict=True)]
 
@@ -185,53 +185,49 @@ def perturbed(ids: Tensor, log_weights: Tensor, keys: Int64Array) -> Tensor:
     return gumbel(torch.from_numpy(keys).to(log_weights.device), ids).add_(log_weights)
 
 
-def _accepted(processed: Tensor, rows: Rows, which: Int64Array) -> BoolArray:
+def _accepted(processed: Tensor, rows: Rows, proposed: Sequence[DraftedToken | None], which: Int64Array) -> BoolArray:
     """Which of the rows `which` accept their drafted token by rejection sampling; [rows], False elsewhere."""
-    drafted = [rows.items[i].draft[offset] for i, offset in zip(rows.item[which], rows.offset[which], strict=True)]
-    tokens, p = np.full(len(rows.item), _PADDING), np.zeros(len(rows.item))
-    tokens[which] = [d.token for d in drafted]
+    drafted = [one for one in map(proposed.__getitem__, which.tolist()) if one is not None]
+    tokens, p = np.array([one.token for one in drafted]), np.empty(len(which))
     for group in candidates(processed, rows, which):
         for part in group.parts():
-            columns, found = part.locate(torch.from_numpy(tokens[part.rows, None]).to(processed.device))
+            mine = np.searchsorted(which, part.rows)
+            columns, found = part.locate(torch.from_numpy(tokens[mine, None]).to(processed.device))
             p_token = part.log_probabilities().gather(1, columns).exp().where(found, 0.0)
-            p[part.rows] = p_token[:, 0].cpu().numpy()
-    flags = np.zeros(len(rows.item), dtype=bool)
-    q = np.array([_probability(d) for d in drafted])
-    flags[which] = accepts(uniform(rows.keys()[which], Purpose.ACCEPT), q, p[which])
+            p[mine] = p_token[:, 0].cpu().numpy()
+    q = np.array([_probability(one) for one in drafted])
+    flags = np.zeros(len(rows.item), dtype=np.bool_)
+    flags[which] = accepts(uniform(rows.keys()[which], Purpose.ACCEPT), q, p)
     return flags
 
 
-def _replacements(processed: Tensor, rows: Rows, which: Int64Array) -> Int64Array:
+def _replacements(
+    processed: Tensor, rows: Rows, proposed: Sequence[DraftedToken | None], which: Int64Array
+) -> Int64Array:
     """The token that follows the accepted ones in the rows `which`: from the residual, or from p after the last."""
-    items = [rows.items[i] for i in rows.item[which]]
-    rejected = [
-        item.draft[o] if o < len(item.draft) else None for item, o in zip(items, rows.offset[which], strict=True)
-    ]
-    is_bonus = np.array([drafted is None for drafted in rejected])
-    purposes = np.where(is_bonus, int(Purpose.TARGET), int(Purpose.RESIDUAL))
-    keys = absorb(rows.keys()[which], purposes)
-    ids, q = _padded([_proposal(drafted) for drafted in rejected])
+    rejected = [proposed[row] for row in which.tolist()]
+    purposes = [int(Purpose.TARGET if drafted is None else Purpose.RESIDUAL) for drafted in rejected]
+    keys = absorb(rows.keys()[which], np.array(purposes))
+    ids, q = _padded([((), ()) if drafted is None else _proposal(drafted) for drafted in rejected])
     choice = np.empty(len(which), dtype=np.int64)
     for group in candidates(processed, rows, which):
         for part in group.parts():
             mine = np.searchsorted(which, part.rows)
             p = part.log_probabilities().exp_()
             columns, found = part.locate(torch.from_numpy(ids[mine]).to(p.device))
-            q_mine = torch.from_numpy(q[mine]).to(p.device).where(found, 0.0)
-            left = residual(p, torch.zeros_like(p).scatter_add_(1, columns, q_mine))
+            q_found = torch.from_numpy(q[mine]).to(p.device).where(found, 0.0)
+            left = residual(p, torch.zeros_like(p).scatter_add_(1, columns, q_found))
             columns = perturbed(part.noise_ids(), left.log_(), keys[mine]).argmax(-1, keepdim=True)
             choice[mine] = part.tokens(columns)[:, 0].cpu().numpy()
     return choice
 
 
-def _proposal(drafted: DraftedToken | None) -> tuple[Sequence[TokenId], Sequence[float]]:
-    """Ids and probabilities of q at a drafted token.
+def _proposal(drafted: DraftedToken) -> tuple[Sequence[TokenId], Sequence[float]]:
+    """Ids and probabilities of the q from which a token was drafted.
 
-    A token without a distribution, or that is not in it, was proposed for certain (an n-gram drafter): q is a point
-    mass, with which rejection sampling stays lossless.
+    A token without a distribution, or with one that excludes it, was proposed for certain (an n-gram drafter): q is a
+    point mass, with which rejection sampling stays lossless.
     """
-    if drafted is None:
-        return (), ()
     q = drafted.distribution
     if q is None or drafted.token not in q.ids:
         return (drafted.token,), (1.0,)
