@@ -1,0 +1,1 @@
+"""What WISP costs, as ratios measured side by side in one run."""
