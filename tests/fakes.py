@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from wisp.engines import vocabulary
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
 from wisp.errors import InvalidRequest
 from wisp.types import (
@@ -61,12 +61,8 @@ def fake_card(model_id: str = "fake-target", context_length: int = 4096) -> Mode
 
 @cache
 def fingerprint() -> str:
-    """The vocabulary's fingerprint, as the real engines take it where that code is installed."""
-    try:
-        from wisp.engines.vocabulary import vocabulary_fingerprint
-    except ImportError:
-        return hashlib.sha256(tokenizer_json()).hexdigest()
-    return vocabulary_fingerprint(Tokenizer.from_str(tokenizer_json().decode()))
+    """The vocabulary's fingerprint."""
+    return vocabulary.fingerprint(tokenizer_json())
 
 
 def next_token(history: Sequence[TokenId], sampling: SamplingParams, eos_one_in: int = 0) -> TokenId:

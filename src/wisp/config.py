@@ -51,6 +51,8 @@ class SecurityConfig:
     """mTLS: devices must present a certificate of this CA."""
     tokens_file: Path | None = None
     """One `token [credential name]` per line; otherwise WISP_TOKENS, otherwise the state directory's."""
+    server_names: tuple[str, ...] = ()
+    """Further names and addresses that devices reach the server by; they go into the certificate it makes."""
 
     def __post_init__(self) -> None:
         paired = (self.certificate is None) == (self.private_key is None)

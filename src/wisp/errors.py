@@ -11,6 +11,7 @@ WispError
 ├── PeerError                what the other end of the wire did, or failed to do
 │   ├── ProtocolError            a frame that breaks the protocol
 │   ├── VersionMismatch          the two ends speak different protocol versions
+│   ├── ModelMismatch            the server serves another model than the device asked for
 │   ├── VocabularyMismatch       draft and target do not share one vocabulary
 │   ├── AuthenticationFailed     no token, a wrong token or a certificate that does not match
 │   ├── ServerBusy               admission refused, with the time after which to try again
@@ -70,6 +71,10 @@ class ProtocolError(PeerError):
 
 class VersionMismatch(PeerError):
     """The two ends speak different protocol versions."""
+
+
+class ModelMismatch(PeerError):
+    """The server serves another model than the device asked for."""
 
 
 class VocabularyMismatch(PeerError):

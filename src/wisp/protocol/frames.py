@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from wisp.errors import (
     ConnectionLost,
+    EngineError,
     InvalidRequest,
+    ModelMismatch,
     PeerError,
     ProtocolError,
     ServerBusy,
@@ -118,6 +120,8 @@ def draft_from_wire(message: pb.Draft, vocabulary_size: int, max_tokens: int = M
     _require(len(message.q) in (0, num_tokens), "q must have one distribution per drafted token")
     distributions: Sequence[SparseDistribution | None]
     distributions = [_q_from_wire(q, vocabulary_size) for q in message.q] or [None] * num_tokens
+    drawn = all(q is None or token in q.ids for token, q in zip(message.tokens, distributions, strict=True))
+    _require(drawn, "q gives a drafted token no weight")
     return DraftRequest(
         round=message.round,
         num_committed=message.num_committed,
@@ -223,11 +227,13 @@ _CODES: dict[type[WispError], pb.ErrorCode.ValueType] = {
     InvalidRequest: pb.ERROR_CODE_INVALID,
     ServerBusy: pb.ERROR_CODE_BUSY,
     VersionMismatch: pb.ERROR_CODE_VERSION,
+    ModelMismatch: pb.ERROR_CODE_MODEL,
     VocabularyMismatch: pb.ERROR_CODE_VOCABULARY,
     SessionLost: pb.ERROR_CODE_SESSION_LOST,
     SessionFenced: pb.ERROR_CODE_SESSION_FENCED,
     ConnectionLost: pb.ERROR_CODE_DRAINING,
     ProtocolError: pb.ERROR_CODE_PROTOCOL,
+    EngineError: pb.ERROR_CODE_INTERNAL,
 }
 
 

@@ -1,0 +1,287 @@
+"""Assembles the server from its parts, runs it, and stops it without losing a round."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from wisp.config import ServerConfig
+from wisp.engines.base import ModelCard, TargetEngine
+from wisp.errors import ConfigError
+from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+from wisp.protocol import MAX_FRAME_BYTES
+from wisp.protocol import wisp_pb2 as pb
+from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
+from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
+from wisp.server.registry import RegistryLimits, SessionRegistry
+from wisp.server.security import Protection, edge_command, protect
+from wisp.server.service import VerifierService
+
+log = structlog.get_logger("wisp.server")
+
+_HEALTH: Any = health  # its asyncio half has no type hints
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Verifier"].full_name
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES + 1024),  # so that a slightly larger one gets an Error frame
+    ("grpc.max_send_message_length", MAX_FRAME_BYTES + 1024),
+    ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+SWEEP_PERIOD = 5.0
+"""Seconds between two looks for sessions whose device did not come back."""
+DRAIN_POLL = 0.02
+
+
+def build_engine(config: ServerConfig) -> TargetEngine:
+    """Load the target model. Raises ModelError."""
+    from wisp.engines.packed.loading import LoadOptions
+    from wisp.engines.target import TransformersTarget
+
+    target = config.target
+    options = LoadOptions(
+        dtype=target.dtype,
+        device=target.device,
+        threads=target.threads,
+        kv_gib=target.kv_gib,
+        batch_invariant=target.batch_invariant,
+    )
+    return TransformersTarget.load(target.model, options)
+
+
+def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:
+    """What a batch may hold on this engine."""
+    return SchedulerLimits(
+        max_sessions=config.max_sessions,
+        max_batch_requests=config.max_batch_requests,
+        max_batch_tokens=config.max_batch_tokens,
+        max_prefill_tokens=config.max_prefill_tokens,
+        kv_capacity_tokens=engine.kv_capacity_tokens,
+        kv_page_tokens=_page_tokens(engine),
+    )
+
+
+def max_history(engine: TargetEngine) -> int:
+    """The longest history that the engine can verify on: its context, or what its cache holds in whole pages."""
+    page = _page_tokens(engine)
+    return min(engine.card.context_length, engine.kv_capacity_tokens // page * page)
+
+
+@dataclass(slots=True)
+class RunningServer:
+    """A server that takes devices; `stop` drains it."""
+
+    address: str
+    """HOST:PORT to connect to."""
+    port: int
+    card: ModelCard
+    protection: Protection
+    registry: SessionRegistry
+    loop: VerificationLoop
+    _service: VerifierService
+    _server: Any
+    _health: Any
+    _thread: EngineThread
+    _config: ServerConfig
+    _tasks: tuple[asyncio.Task[None], ...] = ()
+    _stopped: bool = field(default=False, init=False)
+
+    async def stop(self, drain_timeout: float | None = None) -> None:
+        """Refuse new rounds, let the running ones finish, send devices away, end. Does nothing the second time."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await self._drain(self._config.drain_timeout if drain_timeout is None else drain_timeout)
+        self._service.close_streams()
+        await self._server.stop(grace=2.0)
+        self.loop.stop()
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._thread.close)
+
+    async def failed(self) -> None:
+        """Wait until the verification loop ends by itself, which only a defect makes it do; raises that."""
+        await asyncio.shield(self._tasks[0])
+
+    @property
+    def _rounds_left(self) -> bool:
+        return self.registry.busy and not self._tasks[0].done()
+
+    async def _drain(self, within: float) -> None:
+        self.registry.draining = True
+        await self._health.enter_graceful_shutdown()
+        deadline = asyncio.get_running_loop().time() + within
+        # Polled: it happens once and is short, and an event would cost every round something.
+        while self._rounds_left and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_POLL)
+
+
+async def start_server(
+    engine: TargetEngine,
+    config: ServerConfig,
+    *,
+    scheduler: Scheduler | None = None,
+    observe: Callable[[BatchRecord], None] | None = None,
+    stall_timeout: float = 30.0,
+) -> RunningServer:
+    """Serve `engine` from this event loop; the caller keeps the engine. Raises ConfigError."""
+    protection = protect(config)
+    clock = asyncio.get_running_loop().time
+    scheduler = scheduler or FCFSScheduler(scheduler_limits(engine, config))
+    thread = EngineThread()
+    loop = VerificationLoop(engine, scheduler, clock, thread, observe)
+    room = max_history(engine)
+    limits = RegistryLimits(
+        max_sessions=config.max_sessions,
+        max_sessions_per_stream=min(MAX_SESSIONS_PER_STREAM, config.max_sessions),
+        max_history=room,
+        idle_timeout=config.idle_timeout,
+        slo_classes=config.slo_classes,
+        default_slo=config.default_slo,
+    )
+    registry = SessionRegistry(engine.card, loop, scheduler, clock, limits)
+    hello = server_hello(engine.card, config, room)
+    service = VerifierService(engine.card, registry, protection.credentials, hello, stall_timeout)
+    server, health_servicer, port = await _listen(config, protection, service)
+    tasks = (asyncio.create_task(loop.run()), asyncio.create_task(_forget_idle(registry, config.idle_timeout)))
+    return RunningServer(
+        address=_address(config.host, port),
+        port=port,
+        card=engine.card,
+        protection=protection,
+        registry=registry,
+        loop=loop,
+        _service=service,
+        _server=server,
+        _health=health_servicer,
+        _thread=thread,
+        _config=config,
+        _tasks=tasks,
+    )
+
+
+def serve(config: ServerConfig, *, json_output: bool) -> int:
+    """Run `wisp serve` until SIGTERM or SIGINT; returns the exit status. Raises UserError."""
+    _configure_logging(json_output=json_output)
+    protect(config)  # what is wrong with it should show before minutes of loading
+    log.info("loading", model=config.target.model)
+    engine = build_engine(config)
+    try:
+        return asyncio.run(_serve(engine, config, json_output=json_output))
+    finally:
+        engine.shutdown()
+
+
+async def _serve(engine: TargetEngine, config: ServerConfig, *, json_output: bool) -> int:
+    running = await start_server(engine, config)
+    _announce(running, engine, config, json_output=json_output)
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    failed = asyncio.create_task(running.failed())
+    stopping = asyncio.create_task(told.wait())
+    await asyncio.wait({failed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    broken = failed.exception() if failed.done() else None
+    if broken is not None:
+        log.critical("the verification loop failed", error=repr(broken), exc_info=broken)
+    else:
+        log.info("draining", timeout_s=config.drain_timeout, sessions=len(running.registry))
+    await running.stop()
+    stopping.cancel()
+    failed.cancel()
+    await asyncio.gather(stopping, failed, return_exceptions=True)
+    log.info("stopped")
+    return 1 if broken is not None else 0
+
+
+def _announce(running: RunningServer, engine: TargetEngine, config: ServerConfig, *, json_output: bool) -> None:
+    """Say that the server is ready, and how to connect a device."""
+    protection = running.protection
+    command = edge_command(config, protection, running.port)
+    log.info("ready", address=running.address, model=engine.card.model_id, tls=protection.certificate is not None)
+    if json_output:
+        sys.stdout.write(json.dumps(_ready(running, engine)) + "\n")
+        sys.stdout.flush()
+    sys.stderr.write(f"\nConnect a device:\n\n    {command}\n\n")
+    sys.stderr.flush()
+
+
+def _ready(running: RunningServer, engine: TargetEngine) -> dict[str, Any]:
+    protection, card = running.protection, engine.card
+    certificate = protection.certificate
+    return {
+        "event": "ready",
+        "address": running.address,
+        "port": running.port,
+        "pid": os.getpid(),
+        "model": card.model_id,
+        "vocabulary": card.vocabulary,
+        "context_length": max_history(engine),
+        "kv_capacity_tokens": engine.kv_capacity_tokens,
+        "tls": certificate is not None,
+        "ca_fingerprint": certificate.ca_fingerprint if certificate is not None else None,
+        "token_required": protection.credentials.tokens is not None,
+        "emulated": card.emulated,
+    }
+
+
+async def _listen(config: ServerConfig, protection: Protection, service: VerifierService) -> tuple[Any, Any, int]:
+    server = grpc.aio.server(options=GRPC_OPTIONS)
+    server.add_generic_rpc_handlers((service.handler(),))
+    health_servicer = _HEALTH.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    address, credentials = _address(config.host, config.port), protection.grpc_credentials()
+    try:
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: is another server running there?") from error
+    await server.start()
+    for name in ("", SERVICE_NAME):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, health_servicer, port
+
+
+async def _forget_idle(registry: SessionRegistry, idle_timeout: float) -> None:
+    while True:
+        await asyncio.sleep(min(SWEEP_PERIOD, idle_timeout / 2))
+        registry.forget_idle()
+
+
+def _configure_logging(*, json_output: bool) -> None:
+    """Logs go to stderr: lines for people, or JSON."""
+    renderer = structlog.processors.JSONRenderer() if json_output else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            *([structlog.processors.format_exc_info] if json_output else []),
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _page_tokens(engine: TargetEngine) -> int:
+    """Granularity in which the engine hands out its cache; one token where it does not say."""
+    return int(getattr(engine, "kv_page_tokens", 1))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -1,0 +1,212 @@
+"""The gRPC service: one stream per device, hello first, then frames for many sessions.
+
+A frame that cannot be understood ends its own stream with an Error; a frame that is wrong for its session is answered
+by an Error that names the session. Neither touches any other stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from wisp.engines.base import ModelCard
+from wisp.errors import (
+    AuthenticationFailed,
+    EngineError,
+    PeerError,
+    ProtocolError,
+    WispError,
+)
+from wisp.protocol import MAX_FRAME_BYTES, frames
+from wisp.protocol import wisp_pb2 as pb
+from wisp.server.hello import check_hello
+from wisp.server.registry import SessionRegistry
+from wisp.server.security import Credentials
+from wisp.server.sessions import draining, error_frame
+from wisp.server.stream import DeviceStream
+
+log = structlog.get_logger("wisp.server")
+
+_END: Any = vars(grpc.aio)["EOF"]
+TOKENIZER_CHUNK_BYTES = 256 << 10
+HELLO_TIMEOUT = 10.0
+FLUSH_TIMEOUT = 2.0
+"""For the last words to a device whose stream is being ended."""
+
+
+class VerifierService:
+    """Serves devices; every method runs on the event loop."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        registry: SessionRegistry,
+        credentials: Credentials,
+        hello: pb.ServerHello,
+        stall_timeout: float = 30.0,
+    ) -> None:
+        self._card = card
+        self._registry = registry
+        self._credentials = credentials
+        self._hello = hello
+        self._stall_timeout = stall_timeout
+        self._closing = asyncio.Event()
+        self._num_streams = 0
+
+    def handler(self) -> Any:
+        """What a gRPC server is given. Messages pass as bytes: a bad one must become an Error frame, not a crash."""
+        methods = {
+            "Connect": grpc.stream_stream_rpc_method_handler(self.connect),
+            "FetchTokenizer": grpc.unary_stream_rpc_method_handler(self.fetch_tokenizer),
+        }
+        return grpc.method_handlers_generic_handler(pb.DESCRIPTOR.services_by_name["Verifier"].full_name, methods)
+
+    def close_streams(self) -> None:
+        """Tell every device to go elsewhere, and end its stream."""
+        self._closing.set()
+
+    async def connect(self, _requests: object, context: Any) -> None:
+        """Serve one device until it leaves, breaks the protocol, stops reading or the server closes."""
+        stream = DeviceStream(await self._authenticate(context))
+        writer = asyncio.create_task(self._write(stream, context))
+        reader = asyncio.create_task(self._read(stream, context))
+        closing = asyncio.create_task(self._closing.wait())
+        self._num_streams += 1
+        log.info("device connected", owner=stream.owner, peer=context.peer(), streams=self._num_streams)
+        try:
+            await asyncio.wait({writer, reader, closing}, return_when=asyncio.FIRST_COMPLETED)
+            last_words = self._last_words(reader, closing)
+            if last_words is not None and not writer.done():
+                stream.send(last_words)
+                await _flush(stream, writer)
+        finally:
+            self._num_streams -= 1
+            self._registry.orphan(stream)
+            await _end(writer, reader, closing)
+            log.info("device gone", owner=stream.owner, peer=context.peer(), streams=self._num_streams)
+
+    async def fetch_tokenizer(self, _request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """The target's tokenizer in chunks."""
+        await self._authenticate(context)
+        data = self._card.tokenizer_json
+        for start in range(0, len(data), TOKENIZER_CHUNK_BYTES):
+            yield pb.TokenizerChunk(data=data[start : start + TOKENIZER_CHUNK_BYTES]).SerializeToString()
+
+    async def _authenticate(self, context: Any) -> str:
+        """The name of the credential that the device shows."""
+        try:
+            return self._credentials.owner(context.invocation_metadata(), context.auth_context())
+        except AuthenticationFailed as error:
+            log.warning("device refused", peer=context.peer(), reason=str(error))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise
+
+    async def _write(self, stream: DeviceStream, context: Any) -> None:
+        """Write what waits; ends when the device reads nothing for too long."""
+        while True:
+            frame = await stream.next_frame()
+            try:
+                async with asyncio.timeout(self._stall_timeout):
+                    await context.write(frame)
+            except TimeoutError:
+                log.warning("device does not read: disconnected", owner=stream.owner, waiting=stream.num_waiting)
+                return
+
+    async def _read(self, stream: DeviceStream, context: Any) -> None:
+        """Take frames until the device is done. Raises PeerError for what ends the stream."""
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                first = await context.read()
+        except TimeoutError:
+            raise ProtocolError(f"no hello within {HELLO_TIMEOUT:g} s") from None
+        if first is _END:
+            return
+        self._greet(stream, _parse(first))
+        while True:
+            await stream.relieved()
+            data = await context.read()
+            if data is _END:
+                return
+            self._take(stream, _parse(data))
+
+    def _greet(self, stream: DeviceStream, frame: pb.DeviceFrame) -> None:
+        """Compare both ends and answer the hello. Raises PeerError."""
+        if frame.WhichOneof("body") != "hello":
+            raise ProtocolError(f"the first frame must be the hello, not {frame.WhichOneof('body')}")
+        check_hello(frame.hello, self._hello)
+        stream.send(pb.ServerFrame(hello=self._hello).SerializeToString())
+
+    def _take(self, stream: DeviceStream, frame: pb.DeviceFrame) -> None:
+        """Act on one frame; what is wrong with it is told to its session. Raises PeerError."""
+        kind = frame.WhichOneof("body")
+        if kind is None or kind == "hello":
+            raise ProtocolError("a second hello" if kind else "a frame without a body that this server knows")
+        message = getattr(frame, kind)
+        if message.session == 0:
+            raise ProtocolError(f"{kind}: session 0 is reserved for the stream")
+        try:
+            self._dispatch(stream, message)
+        except WispError as error:
+            stream.send(error_frame(message.session, message.epoch, error))
+        except Exception as error:
+            log.exception("a frame could not be handled", kind=kind, owner=stream.owner)
+            failure = EngineError(f"the server failed on this {kind}: {type(error).__name__}")
+            stream.send(error_frame(message.session, message.epoch, failure))
+
+    def _dispatch(self, stream: DeviceStream, message: pb.Open | pb.Draft | pb.Decode | pb.Cancel | pb.Close) -> None:
+        if isinstance(message, pb.Open):
+            self._registry.open(stream, message)
+            return
+        if isinstance(message, pb.Close):
+            self._registry.close(stream, message.session, message.epoch)
+            return
+        session = self._registry.get(stream, message.session, message.epoch)
+        if isinstance(message, pb.Cancel):
+            session.on_cancel(message.round)
+            return
+        if self._registry.draining:
+            raise draining()
+        if isinstance(message, pb.Draft):
+            session.on_request(
+                frames.draft_from_wire(message, self._card.vocabulary_size, self._hello.max_draft_tokens)
+            )
+        else:
+            session.on_request(frames.decode_from_wire(message))
+
+    def _last_words(self, reader: asyncio.Task[None], closing: asyncio.Task[bool]) -> bytes | None:
+        """The Error that ends the stream, where there is something to say."""
+        error = reader.exception() if reader.done() and not reader.cancelled() else None
+        if isinstance(error, PeerError):
+            return error_frame(0, 0, error)
+        if error is not None and not isinstance(error, grpc.RpcError | grpc.aio.UsageError | asyncio.CancelledError):
+            log.error("stream failed", error=repr(error), exc_info=error)
+            return error_frame(0, 0, EngineError("the server failed on this stream"))
+        return error_frame(0, 0, draining()) if closing.done() else None
+
+
+def _parse(data: bytes) -> pb.DeviceFrame:
+    if len(data) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {len(data)} bytes exceeds the {MAX_FRAME_BYTES} that this server takes")
+    try:
+        return pb.DeviceFrame.FromString(data)
+    except DecodeError:
+        raise ProtocolError(f"{len(data)} bytes that are no DeviceFrame") from None
+
+
+async def _flush(stream: DeviceStream, writer: asyncio.Task[None]) -> None:
+    """Give what is queued a moment to leave."""
+    flushed = asyncio.create_task(stream.flushed())
+    await asyncio.wait({flushed, writer}, timeout=FLUSH_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    flushed.cancel()
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and collect what they raise."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
