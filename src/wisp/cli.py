@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,12 @@ def serve(
     private_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="mTLS: devices must have a certificate of this CA.")] = None,
     tokens_file: Annotated[Path | None, typer.Option(help="One `token [name]` a line; or set WISP_TOKENS.")] = None,
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further name or address that devices reach this server by (repeatable): for its certificate."
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Plain text off loopback. Anyone on the way reads along.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -67,8 +74,10 @@ def serve(
         private_key=private_key,
         client_ca=client_ca,
         tokens_file=tokens_file,
-        **({} if state_dir is None else {"state_dir": state_dir}),
+        server_names=tuple(server_name or ()),
     )
+    if state_dir is not None:
+        security = replace(security, state_dir=state_dir)
     config = ServerConfig(
         target=ModelConfig(model, dtype, device, threads, kv_gib, batch_invariant),
         host=host,
