@@ -57,7 +57,7 @@ async def test_a_name_outside_the_certificate_is_refused(
 
     real = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda address, timeout: real(("127.0.0.1", address[1]), timeout))
-    with pytest.raises(AuthenticationFailed, match="--server-name elsewhere.example"):
+    with pytest.raises(AuthenticationFailed, match=r"--server-name elsewhere\.example"):
         await _fetch("elsewhere.example", server.port, _pin(server))
 
 

@@ -1,0 +1,138 @@
+"""TargetEngine without a model: verdicts from recorded outputs, durations from a hardware profile. Emulated.
+
+At output position i of a prompt the target says trace[prompt][i]: a drafted token is accepted while it equals that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from wisp.engines.base import ModelCard, StepMember, StepOutcome
+from wisp.errors import EngineError, InvalidRequest
+from wisp.types import FinishReason, GenerationRequest, SessionId, TokenId
+
+BatchTime = Callable[[int, int, int], float]
+"""(new tokens, cached tokens, requests) -> seconds; formats/profile.py has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutputs:
+    """What the target said to each prompt."""
+
+    outputs: Mapping[tuple[TokenId, ...], tuple[TokenId, ...]]
+
+    def output(self, request: GenerationRequest) -> tuple[TokenId, ...]:
+        """The recorded output that a request's history is a beginning of. Raises InvalidRequest."""
+        prompt, so_far = request.tokens[: request.num_prompt_tokens], request.tokens[request.num_prompt_tokens :]
+        recorded = self.outputs.get(prompt)
+        if recorded is None:
+            raise InvalidRequest(f"the trace holds no prompt like this one of {len(prompt)} tokens", "prompt")
+        if recorded[: len(so_far)] != so_far:
+            raise InvalidRequest("the history is not the beginning of the recorded output", "prompt")
+        if len(recorded) == len(so_far):
+            raise InvalidRequest(f"the recorded output ends after {len(recorded)} tokens", "prompt")
+        return recorded
+
+
+@dataclass(slots=True)
+class _Session:
+    request: GenerationRequest
+    recorded: tuple[TokenId, ...]
+    tokens: list[TokenId]
+    num_cached: int
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.request.num_prompt_tokens
+
+
+@dataclass(slots=True)
+class TimedTarget:
+    """Emulates a target on some hardware; see TargetEngine."""
+
+    card: ModelCard
+    recorded: RecordedOutputs
+    batch_time: BatchTime
+    sleep: Callable[[float], None]
+    kv_capacity_tokens: int = 1 << 31
+    _sessions: dict[SessionId, _Session] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.card = replace(self.card, emulated=True)
+
+    def open(self, session_id: SessionId, owner: str, request: GenerationRequest) -> int:
+        if request.sampling.num_top_logprobs is not None:
+            raise InvalidRequest("an emulated target has no logprobs", "logprobs")
+        recorded = self.recorded.output(request)
+        older = self._sessions.get(session_id)
+        num_cached = 0 if older is None else min(_num_shared(older, request.tokens), len(request.tokens) - 1)
+        self._sessions[session_id] = _Session(request, recorded, list(request.tokens), num_cached)
+        return num_cached
+
+    def history(self, session_id: SessionId) -> Sequence[TokenId]:
+        return self._sessions[session_id].tokens
+
+    def num_cached_tokens(self, session_id: SessionId) -> int:
+        return self._sessions[session_id].num_cached
+
+    def step(self, members: Sequence[StepMember]) -> list[StepOutcome]:
+        sessions = [self._sessions[member.session_id] for member in members]
+        num_new = sum(_num_new_tokens(member) for member in members)
+        num_cached = sum(session.num_cached for session in sessions)
+        outcomes = [_advance(session, member) for session, member in zip(sessions, members, strict=True)]
+        self.sleep(self.batch_time(num_new, num_cached, len(members)))
+        return outcomes
+
+    def evict(self, session_id: SessionId) -> None:
+        self._sessions[session_id].num_cached = 0
+
+    def close(self, session_id: SessionId) -> None:
+        del self._sessions[session_id]
+
+    def shutdown(self) -> None:
+        self._sessions.clear()
+
+
+def _advance(session: _Session, member: StepMember) -> StepOutcome:
+    missing = len(session.tokens) - 1 - session.num_cached
+    complete = member.draft is None or member.num_prefill_tokens == missing
+    if not complete or member.num_prefill_tokens > missing:
+        raise EngineError(f"{member.num_prefill_tokens} prefill tokens where {missing} are missing")
+    session.num_cached += member.num_prefill_tokens
+    if member.draft is None:
+        return StepOutcome()
+    outcome = _verify(session, [drafted.token for drafted in member.draft])
+    session.num_cached = len(session.tokens) - 1
+    return outcome
+
+
+def _verify(session: _Session, draft: Sequence[TokenId]) -> StepOutcome:
+    """Commit recorded tokens while the draft holds the same, then one more."""
+    for num_accepted in range(len(draft) + 1):
+        token = session.recorded[session.num_output_tokens]
+        session.tokens.append(token)
+        reason = _finish_reason(session)
+        if num_accepted == len(draft) or draft[num_accepted] != token:
+            return StepOutcome(len(draft), num_accepted, token, reason)
+        if reason is not None:
+            return StepOutcome(len(draft), num_accepted + 1, None, reason)
+    raise AssertionError("the last position always returns")
+
+
+def _finish_reason(session: _Session) -> FinishReason | None:
+    stop = session.request.stop
+    if session.tokens[-1] in stop.stop_token_ids:
+        return FinishReason.STOP
+    over = session.num_output_tokens >= min(stop.max_tokens, len(session.recorded))
+    return FinishReason.LENGTH if over else None
+
+
+def _num_new_tokens(member: StepMember) -> int:
+    return member.num_prefill_tokens + (0 if member.draft is None else 1 + len(member.draft))
+
+
+def _num_shared(older: _Session, tokens: Sequence[TokenId]) -> int:
+    """How much of `tokens` the older session's cache holds."""
+    length = min(older.num_cached, len(tokens))
+    return next((i for i in range(length) if older.tokens[i] != tokens[i]), length)

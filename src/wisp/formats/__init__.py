@@ -1,0 +1,1 @@
+"""What is written to disk: profiles of hardware, and later traces and predictors."""

@@ -1,0 +1,103 @@
+"""The emulated target: recorded verdicts, times of a profile."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes import fake_card
+from wisp.engines.base import StepMember, TargetEngine
+from wisp.engines.timed import RecordedOutputs, TimedTarget
+from wisp.errors import EngineError, InvalidRequest
+from wisp.formats.profile import BatchTimeProfile
+from wisp.types import DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules
+
+PROMPT, OUTPUT = (1, 2, 3), (10, 11, 12, 13, 14)
+PROFILE = BatchTimeProfile(fixed_s=1.0, per_token_s=0.5, per_cached_token_s=0.25, per_request_s=4.0)
+
+
+def _target(slept: list[float] | None = None) -> TargetEngine:
+    times = [] if slept is None else slept
+    return TimedTarget(fake_card(), RecordedOutputs({PROMPT: OUTPUT}), PROFILE, times.append)
+
+
+def _request(*output: int, max_tokens: int = 50, stop: frozenset[int] = frozenset()) -> GenerationRequest:
+    return GenerationRequest((*PROMPT, *output), len(PROMPT), SamplingParams(), StopRules(max_tokens, stop))
+
+
+def _draft(*tokens: int) -> tuple[DraftedToken, ...]:
+    return tuple(DraftedToken(token) for token in tokens)
+
+
+def test_drafts_are_accepted_while_they_are_what_was_recorded() -> None:
+    """Then comes the recorded token."""
+    target = _target()
+    assert target.open("s", "me", _request()) == 0
+    (outcome,) = target.step([StepMember("s", 2, _draft(10, 11, 99))])
+    assert (outcome.num_verified, outcome.num_accepted, outcome.next_token) == (3, 2, 12)
+    assert list(target.history("s")) == [*PROMPT, 10, 11, 12]
+    assert target.num_cached_tokens("s") == 5
+
+
+def test_the_end_of_the_record_is_the_end_of_the_output() -> None:
+    """With 'length': with the last token as the target's own, and as an accepted one."""
+    for draft, accepted, last in ((_draft(10, 11, 12, 13), 4, 14), (_draft(10, 11, 12, 13, 14, 15), 5, None)):
+        target = _target()
+        target.open("s", "me", _request())
+        (outcome,) = target.step([StepMember("s", 2, draft)])
+        assert (outcome.num_accepted, outcome.next_token) == (accepted, last)
+        assert outcome.finish_reason is FinishReason.LENGTH
+
+
+def test_stop_tokens_and_max_tokens_end_the_output_earlier() -> None:
+    """As a real target does."""
+    target = _target()
+    target.open("s", "me", _request(max_tokens=2))
+    assert target.step([StepMember("s", 2, _draft(10))])[0].finish_reason is FinishReason.LENGTH
+    target.open("s", "me", _request(stop=frozenset({11})))
+    missing = 2 - target.num_cached_tokens("s")
+    (outcome,) = target.step([StepMember("s", missing, _draft(10, 11, 12))])
+    assert (outcome.num_accepted, outcome.next_token, outcome.finish_reason) == (2, None, FinishReason.STOP)
+
+
+def test_a_step_takes_the_time_of_the_profile() -> None:
+    """New and cached tokens and requests are those of the step."""
+    slept: list[float] = []
+    target = _target(slept)
+    target.open("a", "me", _request())
+    target.open("b", "me", _request(10))
+    target.step([StepMember("a", 2), StepMember("b", 3, ())])
+    target.step([StepMember("a", 0, _draft(10, 11)), StepMember("b", 0, ())])
+    assert slept == [PROFILE(6, 0, 2), PROFILE(4, 6, 2)]
+    assert target.card.emulated
+
+
+def test_taking_a_session_up_again_finds_its_cache() -> None:
+    """Unless it was evicted."""
+    target = _target()
+    target.open("s", "me", _request())
+    target.step([StepMember("s", 2, _draft(10))])
+    assert target.open("s", "me", _request(10, 11)) == 4
+    target.evict("s")
+    assert target.open("s", "me", _request(10, 11)) == 0
+
+
+def test_what_was_not_recorded_is_refused() -> None:
+    """Other prompts, other outputs, finished ones and logprobs."""
+    target = _target()
+    for request in (
+        GenerationRequest((9,), 1, SamplingParams(), StopRules(5)),
+        _request(99),
+        _request(*OUTPUT),
+        GenerationRequest(PROMPT, 3, SamplingParams(num_top_logprobs=0), StopRules(5)),
+    ):
+        with pytest.raises(InvalidRequest):
+            target.open("s", "me", request)
+
+
+def test_a_step_that_does_not_fit_the_cache_is_an_engine_error() -> None:
+    """Verification before the whole prompt, or more prefill than there is."""
+    target = _target()
+    target.open("s", "me", _request())
+    for member in (StepMember("s", 1, ()), StepMember("s", 3)):
+        with pytest.raises(EngineError, match="prefill tokens where 2 are missing"):
+            target.step([member])
