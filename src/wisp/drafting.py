@@ -38,8 +38,9 @@ class DraftWorker:
         self._batching: asyncio.Task[None] | None = None
 
     async def open(self, session_id: SessionId, request: GenerationRequest) -> None:
-        """Start a session in the engine."""
+        """Start a session and have the engine read its prompt: engines do that when they draft, so one token is."""
         await self._call(self.engine.open, session_id, request)
+        await self._call(self.engine.draft, [session_id])
 
     async def draft(self, session_id: SessionId) -> DraftedToken | None:
         """One more drafted token of a session; None where there is nothing to propose."""
@@ -120,6 +121,7 @@ class Drafting:
     def start(self, request: GenerationRequest) -> None:
         """Have the drafter read the prompt in the background."""
         if self.worker is not None and len(request.tokens) < self.worker.engine.context_length:
+            self._stale = True  # the token that opening drafts is not wanted
             self._opening = asyncio.create_task(self.worker.open(self.session_id, request))
 
     async def extend(self, session: Session) -> None:

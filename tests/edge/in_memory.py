@@ -28,7 +28,7 @@ class MemoryRemote:
     asked: list[DraftRequest | DecodeRequest] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     is_open: bool = False
-    worker: DraftWorker | None = None
+    drafting: Drafting | None = None
     """Whose drafter has read the prompt by the time the first token comes."""
 
     def open(self, request: GenerationRequest, epoch: int) -> None:
@@ -39,10 +39,8 @@ class MemoryRemote:
     async def opened(self) -> None:
         if self.open_faults:
             raise self.open_faults.pop(0)
-        if self.worker is not None:
-            await asyncio.sleep(0)
-            await asyncio.wrap_future(self.worker._thread.submit(int))
-            await asyncio.sleep(0)
+        if self.drafting is not None and self.drafting._opening is not None:
+            await asyncio.wait({self.drafting._opening})
 
     async def ask_all(self, request: DraftRequest | DecodeRequest) -> AsyncIterator[Verdict]:
         draft = request.tokens if isinstance(request, DraftRequest) else ()
@@ -88,9 +86,9 @@ async def no_sleep(seconds: float) -> None:
 def generation(
     remote: MemoryRemote, worker: DraftWorker | None, request: GenerationRequest, num_draft_tokens: int = 4
 ) -> Generation:
-    remote.worker = worker
     session = Session(request, FixedLength(num_draft_tokens), SessionSettings(), None, 0.0)
     drafting = Drafting(worker, "s", clock=lambda: 0.0)
+    remote.drafting = drafting
     return Generation(session, remote, drafting, clock=lambda: 0.0, sleep=no_sleep)
 
 

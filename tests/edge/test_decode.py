@@ -12,7 +12,7 @@ from tests.edge.in_memory import PROMPT, MemoryRemote, generation, generation_re
 from tests.fakes import FakeDrafter, FakeTarget
 from wisp.drafting import DraftWorker
 from wisp.edge.decode import SHORT_DECODE
-from wisp.errors import ConnectionLost, InvalidRequest, ServerBusy, SessionLost
+from wisp.errors import ConnectionLost, EngineError, InvalidRequest, ServerBusy, SessionLost
 from wisp.types import DecodeRequest, DraftedToken, DraftRequest, GenerationRequest
 
 
@@ -123,7 +123,7 @@ async def test_a_drafter_with_nothing_to_propose_is_asked_again_soon() -> None:
 
 
 @pytest.mark.parametrize("round_number", range(1, 12))
-@pytest.mark.parametrize("fault", [ConnectionLost("cut"), SessionLost("evicted")])
+@pytest.mark.parametrize("fault", [ConnectionLost("cut"), SessionLost("evicted"), EngineError("out of memory")])
 async def test_a_lost_round_is_taken_up_again(worker: DraftWorker, round_number: int, fault: Exception) -> None:
     """Whenever the connection or the session is lost, the text is complete and nothing is repeated."""
     request = generation_request()

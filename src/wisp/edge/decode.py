@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from wisp.drafting import Drafting
-from wisp.errors import ConnectionLost, ServerBusy, SessionLost
+from wisp.errors import ConnectionLost, EngineError, ServerBusy, SessionLost, WispError
 from wisp.policy.session import Session
 from wisp.types import (
     DecodeRequest,
@@ -29,6 +29,9 @@ SHORT_DECODE = 4
 
 OPENING_ATTEMPTS = 3
 """A generation that has not begun is refused rather than tried for ever: its caller can still go elsewhere."""
+
+MAX_ENGINE_FAILURES = 3
+"""In a row, without a token between them: a history on which the target always fails must not be retried for ever."""
 
 LONGEST_PAUSE = 2.0
 """Seconds between attempts to take up a session again, at most."""
@@ -92,8 +95,9 @@ class Generation:
             self.close()
             raise
 
-    async def stream(self) -> AsyncIterator[Committed]:
+    async def stream(self) -> AsyncGenerator[Committed, None]:
         """Committed tokens, verdict by verdict, until the generation ends; closes the session in any case."""
+        num_failures = 0
         try:
             while self.session.finish_reason is None:
                 try:
@@ -101,9 +105,13 @@ class Generation:
                         self._verdicts = await self._next_round()
                     async for verdict in self._verdicts:
                         if (committed := self._commit(verdict)).tokens or committed.finish_reason:
+                            num_failures = 0
                             yield committed
                     self._verdicts = None
-                except (ConnectionLost, SessionLost) as error:
+                except (ConnectionLost, SessionLost, EngineError) as error:
+                    num_failures += isinstance(error, EngineError)
+                    if num_failures > MAX_ENGINE_FAILURES:
+                        raise
                     await self._resume(error)
         finally:
             self.close()
@@ -157,9 +165,10 @@ class Generation:
             self.drafting.record(num_accepted, tokens[num_accepted:])
         return Committed(tuple(tokens), verdict.logprobs if tokens else (), self.session.finish_reason)
 
-    async def _resume(self, error: ConnectionLost | SessionLost) -> None:
+    async def _resume(self, error: WispError) -> None:
         """Take the session up again where it stands: the history is here."""
-        _log.warning("session %s: %s; resuming after %d tokens", *self._where(error))
+        name = self.drafting.session_id
+        _log.warning("session %s: %s; resuming after %d tokens", name, error, self.session.num_output_tokens)
         self._verdicts = None
         pause = 0.0
         while True:
@@ -171,19 +180,16 @@ class Generation:
                 self.remote.open(request, self.session.epoch)
                 await self.remote.opened()
             except ServerBusy as busy:
-                _log.info("session %s: the server is busy, waiting %.1f s", self.drafting.session_id, busy.retry_after)
+                _log.info("session %s: the server is busy, waiting %.1f s", name, busy.retry_after)
                 pause = busy.retry_after
             except (ConnectionLost, SessionLost) as again:
-                _log.info("session %s: %s", self.drafting.session_id, again)
+                _log.info("session %s: %s", name, again)
                 pause = min(2.0 * pause or 0.05, LONGEST_PAUSE)
             else:
                 return
 
-    def _where(self, error: Exception) -> tuple[str, Exception, int]:
-        return self.drafting.session_id, error, self.session.num_output_tokens
 
-
-async def generate(generation: Generation) -> AsyncIterator[Committed]:
+async def generate(generation: Generation) -> AsyncGenerator[Committed, None]:
     """Open a generation and run it to its end."""
     await generation.open()
     async for committed in generation.stream():

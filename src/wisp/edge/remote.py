@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from wisp.errors import ConnectionLost, InvalidRequest, ProtocolError, WispError
+from wisp.errors import ConnectionLost, InvalidRequest, ProtocolError, SessionLost, WispError
 from wisp.protocol import wisp_pb2 as pb
 from wisp.protocol.frames import decode_to_wire, draft_to_wire, error_from_wire, open_to_wire, verdict_from_wire
 from wisp.types import DecodeRequest, DraftRequest, GenerationRequest, Verdict
@@ -126,7 +126,7 @@ class RemoteSession:
 
 
 class Verdicts:
-    """The verdicts of one round as they arrive; those of other rounds or histories are left out."""
+    """The verdicts of one round as they arrive; those of other rounds, and repeated ones, are left out."""
 
     def __init__(self, session: RemoteSession, request: DraftRequest | DecodeRequest) -> None:
         self._session = session
@@ -142,11 +142,14 @@ class Verdicts:
             raise StopAsyncIteration
         while True:
             frame = await self._session.receive()
-            if isinstance(frame, pb.Verdict) and self._is_ours(frame):
-                return self._take(verdict_from_wire(frame))
-
-    def _is_ours(self, frame: pb.Verdict) -> bool:
-        return frame.round == self._request.round and frame.num_committed == self._num_committed
+            if isinstance(frame, pb.Verdict) and frame.round == self._request.round:
+                verdict = verdict_from_wire(frame)
+                if frame.num_committed == self._num_committed:
+                    return self._take(verdict)
+                if not verdict.num_accepted and verdict.next_token is None:
+                    raise SessionLost(
+                        f"the server's history has {frame.num_committed} tokens, this device's {self._num_committed}"
+                    )
 
     def _take(self, verdict: Verdict) -> Verdict:
         num_drafted = len(self._request.tokens) if isinstance(self._request, DraftRequest) else 0

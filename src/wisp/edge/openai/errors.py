@@ -1,0 +1,77 @@
+"""Errors in OpenAI's form: which status, type and code each of ours has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from pydantic import ValidationError
+
+from wisp.errors import ConnectionLost, InvalidRequest, PeerError, ServerBusy
+
+
+@dataclass(slots=True)
+class ApiError(Exception):
+    """What the client is told when a request fails."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    retry_after: float | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The response's JSON."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The response's headers."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, ceil(self.retry_after)))}
+
+
+def not_supported(field: str, what: str | None = None) -> ApiError:
+    """A field that asks for something WISP does not do."""
+    return ApiError(
+        400, f"{what or field} is not supported by this endpoint", param=field, code="unsupported_parameter"
+    )
+
+
+def invalid(field: str, message: str) -> ApiError:
+    """A field whose value cannot be used."""
+    return ApiError(400, message, param=field, code="invalid_value")
+
+
+def context_exceeded(num_tokens: int, context_length: int, field: str) -> ApiError:
+    """A prompt that leaves no room for an answer."""
+    message = f"the prompt has {num_tokens} tokens, but the model's context holds {context_length}"
+    return ApiError(400, message, param=field, code="context_length_exceeded")
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any failure as the client is told of it."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequest():
+            return ApiError(400, str(error), param=error.field)
+        case ServerBusy():
+            return ApiError(429, str(error), "rate_limit_error", None, "server_busy", error.retry_after)
+        case ConnectionLost():
+            return ApiError(503, str(error), "server_error", None, "server_unreachable")
+        case PeerError():
+            return ApiError(503, str(error), "server_error", None, "server_unavailable")
+        case _:
+            return ApiError(500, f"internal error: {type(error).__name__}", "server_error", None, "internal_error")
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a request's body."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    field = ".".join(path[:2]) if path[:1] == ["wisp"] else path[0] if path else None
+    return ApiError(400, f"{'.'.join(path) or 'body'}: {first['msg']}", param=field, code="invalid_value")
