@@ -30,11 +30,14 @@ torch.set_num_threads(1)
 SIZE = 23
 
 
-@pytest.fixture(scope="module", autouse=True, params=[(128, 1024), (2, 8)], ids=["sorted", "narrow first"])
+@pytest.fixture(
+    scope="module", autouse=True, params=[((128, 1024), 1 << 22), ((2, 8), 16)], ids=["sorted", "narrow first"]
+)
 def _widths(request: pytest.FixtureRequest) -> Iterator[None]:
     """Small vocabularies are sorted at once; with small widths they take the ways of large ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processing, "_WIDTHS", request.param)
+        patch.setattr(processing, "_WIDTHS", request.param[0])
+        patch.setattr(processing, "_MOST_ELEMENTS", request.param[1])
         yield
 
 

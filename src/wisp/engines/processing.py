@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float64]
 
 _WIDTHS = (128, 1024, 8192)
 """How many of the most likely ids are looked at before the whole vocabulary is sorted."""
+_MOST_ELEMENTS = 1 << 22
+"""Of the float64 arrays that truncation needs at once: 32 MiB each."""
 _PART_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements of float64 work that stay in the cache, or within bounds of memory."""
 _SMALLEST_TEMPERATURE, _SMALLEST_FLOAT32 = 1e-300, 1.2e-38
@@ -121,10 +123,10 @@ class Candidates:
 
     def parts(self) -> Iterator[Candidates]:
         """The same rows in pieces small enough for float64 work."""
-        size = max(1, _PART_SIZE.get(self.logits.device.type, 1 << 20) // self.logits.shape[1])
-        for start in range(0, len(self.rows), size):
-            part = slice(start, start + size)
-            yield Candidates(self.rows[part], None if self.ids is None else self.ids[part], self.logits[part])
+        size = _PART_SIZE.get(self.logits.device.type, 1 << 20) // self.logits.shape[1]
+        for part in _split(np.arange(len(self.rows)), size):
+            piece = slice(part[0], part[-1] + 1)
+            yield Candidates(self.rows[piece], None if self.ids is None else self.ids[piece], self.logits[piece])
 
 
 def adjusted(logits: Tensor, rows: Rows, vocabulary_size: int) -> Tensor:
@@ -161,14 +163,18 @@ def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candid
         yield Candidates(which[whole], None, _scaled(_pick(logits, which[whole]), settings[0, whole]))
     for width in [width for width in _WIDTHS if width < size] + [size]:
         fitting = np.flatnonzero(pending & ((settings[1] < width) | (width == size)))
-        if len(fitting) == 0:
-            continue
-        ids, survivors, complete = _truncated(_pick(logits, which[fitting]), settings[:, fitting], width)
-        done = complete.cpu().numpy()
-        if done.any():
-            pending[fitting] = ~done
-            index = np.flatnonzero(done)
-            yield Candidates(which[fitting[index]], _pick(ids, index), _pick(survivors, index))
+        for some in _split(fitting, _MOST_ELEMENTS // width):
+            ids, survivors, complete = _truncated(_pick(logits, which[some]), settings[:, some], width)
+            done = complete.cpu().numpy()
+            pending[some] = ~done
+            if done.any():
+                index = np.flatnonzero(done)
+                yield Candidates(which[some[index]], _pick(ids, index), _pick(survivors, index))
+
+
+def _split(rows: Int64Array, size: int) -> list[Int64Array]:
+    """`rows` in pieces of `size`, of one row at least; no piece where there are no rows."""
+    return [rows[start : start + max(1, size)] for start in range(0, len(rows), max(1, size))]
 
 
 def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, Tensor]:
