@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,8 @@ CACHED_LENGTHS = (64, 512)
 def engine_ratios(model: Path, rounds: int, progress: Progress) -> Iterator[Ratio]:
     """Batches of 8 requests with 4 drafted tokens each, at each cached length."""
     engine = TransformersTarget.load(str(model))
-    bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    bare: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    bare.eval()
     rng = np.random.default_rng(7)
     num_tokens = NUM_SESSIONS * (NUM_DRAFTED + 1)
     ids = torch.from_numpy(rng.integers(0, engine.card.vocabulary_size, (1, num_tokens)))
@@ -36,15 +39,24 @@ def engine_ratios(model: Path, rounds: int, progress: Progress) -> Iterator[Rati
         names = [f"{cached}-{index}" for index in range(NUM_SESSIONS)]
         for name in names:
             _open(engine, name, rng.integers(0, engine.card.vocabulary_size, cached + 1).tolist())
-        alternatives = {
-            "packed step": lambda names=names: engine.step([_member(engine, name, rng) for name in names]),
-            "separate steps": lambda names=names: [engine.step([_member(engine, name, rng)]) for name in names],
+        alternatives: dict[str, Callable[[], object]] = {
+            "packed step": partial(_packed_step, engine, names, rng),
+            "separate steps": partial(_separate_steps, engine, names, rng),
             "bare forward": bare_forward,
         }
         label = f"{NUM_SESSIONS} x {NUM_DRAFTED} drafted, {cached} cached"
         times = interleave(alternatives, rounds, progress, label)
         yield ratio(times, "packed step", "bare forward", label)
         yield ratio(times, "packed step", "separate steps", label)
+
+
+def _packed_step(engine: TransformersTarget, names: list[str], rng: np.random.Generator) -> None:
+    engine.step([_member(engine, name, rng) for name in names])
+
+
+def _separate_steps(engine: TransformersTarget, names: list[str], rng: np.random.Generator) -> None:
+    for name in names:
+        engine.step([_member(engine, name, rng)])
 
 
 def _open(engine: TransformersTarget, name: str, tokens: list[int]) -> None:
