@@ -40,7 +40,7 @@ def _parts(tokenizer_json: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]
     """The model and the added tokens of a `tokenizer.json`."""
     try:
         document = json.loads(tokenizer_json)
-        return document["model"], document.get("added_tokens") or []
+        return dict(document["model"]), document.get("added_tokens") or []
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"this is not a tokenizer.json: {error}") from error
 

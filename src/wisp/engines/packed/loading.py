@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEFAULT_CONTEXT = 4096
+_SPARE_TOKENS = 1024
+"""Of the pool that the self-check uses: for wrong tokens and half-empty pages."""
 _VARLEN_TOLERANCE = 2.0
 """The batch kernel may be so much further from the plain logits than the per-sequence attention is."""
 
@@ -83,6 +85,7 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(model_id)
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {model_id!r} cannot be loaded: {error}") from error
+    selfcheck.check_configuration(config)
     dtype = _dtype(options.dtype, config, device)
     context_length = _context_length(config, options.max_context)
     budget = memory.plan(
@@ -107,22 +110,26 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
 
 def prepare(model: Any, vocabulary_size: int, context_length: int, kv_bytes: int, options: LoadOptions) -> PackedModel:
     """Give a loaded transformers model a KV pool of `kv_bytes` and check it; raises UnsupportedModel."""
+    selfcheck.check_configuration(model.config)
     model.eval()
     expected = selfcheck.reference(model, vocabulary_size, context_length)
     try:
         adopt(model)
         geometry = probe(model)
     except (EngineError, AttributeError, NotImplementedError, ValueError) as error:
-        name = f"{type(model).__name__} (model type {model.config.model_type})"
-        raise UnsupportedModel(f"{name} cannot run packed batches: {error}") from error
-    pool = _pool(geometry, model.device, context_length, kv_bytes, options)
+        raise UnsupportedModel(f"{selfcheck.name(model)} is not supported: {error}") from error
     if options.batch_invariant:
         invariance.pad_products(model)
-    packed = PackedModel(model, pool, batch_invariant=options.batch_invariant)
-    selfcheck.check(packed, expected)
-    if isinstance(pool, PagedPool) and not options.batch_invariant and varlen.usable(geometry, model.device):
-        _try_varlen(packed, pool, expected)
-    return packed
+    trial = PackedModel(
+        model,
+        _pool(geometry, model.device, context_length, expected.num_tokens + _SPARE_TOKENS, options),
+        batch_invariant=options.batch_invariant,
+    )
+    selfcheck.check(trial, expected)
+    by_batch = not options.batch_invariant and varlen.usable(geometry, model.device) and _varlen_agrees(trial, expected)
+    pool = _pool(geometry, model.device, context_length, kv_bytes // geometry.bytes_per_token, options)
+    attention = varlen.paged_attention(pool) if by_batch and isinstance(pool, PagedPool) else None
+    return PackedModel(model, pool, batch_attention=attention, batch_invariant=options.batch_invariant)
 
 
 def probe(model: Any) -> KVGeometry:
@@ -131,9 +138,10 @@ def probe(model: Any) -> KVGeometry:
     sequence = KVSequence()
     packed = PackedModel(model, recorder)
     packed.run(pack([Segment(sequence, [0], 1)], model.device, model.dtype, one_row=False))
-    if not recorder.layers:
-        raise EngineError("no layer attends through the registered attention function")
-    dtype = recorder.written[0][0].dtype
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(recorder.layers) != list(range(num_layers)):
+        raise EngineError(f"of its {num_layers} layers, {len(recorder.layers)} attend through packed batches")
+    dtype = next(iter(recorder.written.values()))[0].dtype
     return KVGeometry(tuple(recorder.layers[index] for index in sorted(recorder.layers)), dtype)
 
 
@@ -164,36 +172,38 @@ class _Recorder:
 
 
 def _pool(
-    geometry: KVGeometry, device: torch.device, context_length: int, kv_bytes: int, options: LoadOptions
+    geometry: KVGeometry, device: torch.device, context_length: int, capacity: int, options: LoadOptions
 ) -> KVPool:
     layouts = {"auto": "slabs" if device.type == "cpu" else "paged", "slabs": "slabs", "paged": "paged"}
     layout = layouts.get(options.kv_layout)
     if layout is None or (layout == "slabs" and device.type != "cpu"):
         raise ConfigError(f"the KV layout {options.kv_layout!r} is not one for {device.type}: use auto or paged")
-    capacity = kv_bytes // geometry.bytes_per_token
     if layout == "paged":
         return PagedPool(geometry, capacity, device)
     return SlabPool(geometry, capacity, context_length, options.max_sequences)
 
 
-def _try_varlen(packed: PackedModel, pool: PagedPool, expected: selfcheck.Reference) -> None:
-    """Attend by the batch kernel if it is as close to the plain logits as the per-sequence attention."""
+def _varlen_agrees(packed: PackedModel, expected: selfcheck.Reference) -> bool:
+    """Whether the batch kernel is as close to the plain logits as the per-sequence attention; a warning where not."""
+    pool = packed.pool
+    if not isinstance(pool, PagedPool):
+        return False
     by_sequence = selfcheck.relative_error(packed, expected)
     packed.batch_attention = varlen.paged_attention(pool)
     try:
         by_batch = selfcheck.relative_error(packed, expected)
     except EngineError as error:
-        packed.batch_attention = None
         _log.warning("paged FlashAttention failed, attending per sequence instead: %s", error)
-        return
-    if not by_batch <= max(_VARLEN_TOLERANCE * by_sequence, 1e-3):
-        packed.batch_attention = None
+        return False
+    agrees = by_batch <= max(_VARLEN_TOLERANCE * by_sequence, 1e-3)
+    if not agrees:
         _log.warning(
             "paged FlashAttention disagrees with the model (relative error %.2g, per sequence %.2g): attending per "
             "sequence instead",
             by_batch,
             by_sequence,
         )
+    return agrees
 
 
 def _device(name: str) -> torch.device:

@@ -58,7 +58,7 @@ class PackedModel:
                 logits_to_keep=batch.logit_rows,
                 wisp=context,
             )
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise EngineError(f"the forward pass failed on {batch.positions.shape[1]} tokens: {error}") from error
         logits: Tensor = output.logits[0]
         return logits.float()

@@ -38,6 +38,10 @@ class Reference:
     logits: tuple[Tensor, ...]
     """float32 [tokens, embedding size] each."""
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
 
 @torch.inference_mode()
 def reference(model: Any, vocabulary_size: int, context_length: int) -> Reference:
@@ -52,21 +56,30 @@ def reference(model: Any, vocabulary_size: int, context_length: int) -> Referenc
             for tokens in sequences
         )
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModel(f"{_name(model)} cannot run a plain forward pass: {error}") from error
+        raise UnsupportedModel(f"{name(model)} cannot run a plain forward pass: {error}") from error
     return Reference(sequences, logits)
+
+
+def check_configuration(config: Any) -> None:
+    """Raise UnsupportedModel for layers that are known not to fit packed batches (recurrent, convolution, chunked)."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    if unknown := set(kinds) - _LAYER_TYPES:
+        raise UnsupportedModel(
+            f"the model type {config.model_type} is not supported: it has layers of the kind {', '.join(sorted(unknown))}"
+        )
 
 
 def check(packed: PackedModel, expected: Reference) -> None:
     """Raise UnsupportedModel, naming the architecture, unless `packed` reproduces the reference."""
-    _check_layers(packed, expected)
     try:
+        _check_windows(packed, expected)
         error = relative_error(packed, expected)
     except (EngineError, AttributeError, NotImplementedError) as failure:
-        raise UnsupportedModel(f"{_name(packed.model)} cannot run packed batches: {failure}") from failure
+        raise UnsupportedModel(f"{name(packed.model)} is not supported: {failure}") from failure
     tolerance = TOLERANCES.get(packed.dtype, TOLERANCES[torch.bfloat16])
     if not error <= tolerance:
         raise UnsupportedModel(
-            f"{_name(packed.model)} is not supported: packed verification does not reproduce its logits "
+            f"{name(packed.model)} is not supported: packed verification does not reproduce its logits "
             f"(relative error {error:.2g}, at most {tolerance:g} in {packed.dtype} is rounding)"
         )
 
@@ -103,28 +116,18 @@ def _next_chunk(tokens: Sequence[TokenId], start: int, rng: np.random.Generator)
     return right, [int(token) for token in rng.permutation(tokens)[:num_wrong]]
 
 
-def _check_layers(packed: PackedModel, expected: Reference) -> None:
-    """Every layer must attend through us, with the window that the configuration names."""
-    config, name = packed.model.config.get_text_config(), _name(packed.model)
+def _check_windows(packed: PackedModel, expected: Reference) -> None:
+    """Every layer must attend with the window that the configuration names, where it is too long to be tried out."""
+    config, label = packed.model.config.get_text_config(), name(packed.model)
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None and (unknown := set(kinds) - _LAYER_TYPES):
-        raise UnsupportedModel(f"{name} is not supported: it has layers of the kind {', '.join(sorted(unknown))}")
-    try:
-        seen = packed.layers_of(expected.sequences[0][:2])
-    except (EngineError, AttributeError, NotImplementedError) as failure:
-        raise UnsupportedModel(f"{name} cannot run packed batches: {failure}") from failure
-    if sorted(layer for layer, _ in seen) != list(range(config.num_hidden_layers)):
-        raise UnsupportedModel(
-            f"{name} is not supported: of its {config.num_hidden_layers} layers, {len(seen)} attend through packed batches"
-        )
     window = getattr(config, "sliding_window", None)
     if window is None or window <= _LONGEST_WINDOW:
         return
-    for layer, seen_window in seen:
+    for layer, seen_window in packed.layers_of(expected.sequences[0][:2]):
         wanted = None if kinds is not None and kinds[layer] == "full_attention" else window
         if seen_window != wanted:
             raise UnsupportedModel(
-                f"{name} is not supported: layer {layer} attends with the window {seen_window}, not {wanted}"
+                f"{label} is not supported: layer {layer} attends with the window {seen_window}, not {wanted}"
             )
 
 
@@ -141,5 +144,6 @@ def _rms(error: Tensor) -> float:
     return float(error.square().mean().sqrt())
 
 
-def _name(model: Any) -> str:
+def name(model: Any) -> str:
+    """How messages call a model."""
     return f"{type(model).__name__} (model type {model.config.model_type})"
