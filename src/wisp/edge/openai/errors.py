@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wisp.errors import ConnectionLost, InvalidRequest, PeerError, ServerBusy
+from wisp.errors import ConnectionLost, EngineError, InvalidRequest, PeerError, ServerBusy
 
 
 @dataclass(slots=True)
@@ -63,6 +63,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(429, str(error), "rate_limit_error", None, "server_busy", error.retry_after)
         case ConnectionLost():
             return ApiError(503, str(error), "server_error", None, "server_unreachable")
+        case EngineError():
+            return ApiError(500, str(error), "server_error", None, "engine_error")
         case PeerError():
             return ApiError(503, str(error), "server_error", None, "server_unavailable")
         case _:
