@@ -130,7 +130,11 @@ async def connected(
     address: str, *, greet: bool = True, token: str | None = None, credentials: Any = None, **hello: Any
 ) -> AsyncIterator[RawDevice]:
     """A device with a stream to the server at `address`."""
-    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.http2.bdp_probe", 0),  # a device that does not read must not take in megabytes all the same
+    ]
     if credentials is None:
         channel = grpc.aio.insecure_channel(address, options=options)
     else:

@@ -35,8 +35,6 @@ log = structlog.get_logger("wisp.server")
 _END: Any = vars(grpc.aio)["EOF"]
 TOKENIZER_CHUNK_BYTES = 256 << 10
 HELLO_TIMEOUT = 10.0
-FLUSH_TIMEOUT = 2.0
-"""For the last words to a device whose stream is being ended."""
 
 
 class VerifierService:
@@ -73,17 +71,24 @@ class VerifierService:
     async def connect(self, _requests: object, context: Any) -> None:
         """Serve one device until it leaves, breaks the protocol, stops reading or the server closes."""
         stream = DeviceStream(await self._authenticate(context))
-        writer = asyncio.create_task(self._write(stream, context))
+        writer = asyncio.create_task(_write(stream, context))
         reader = asyncio.create_task(self._read(stream, context))
         closing = asyncio.create_task(self._closing.wait())
         self._num_streams += 1
         log.info("device connected", owner=stream.owner, peer=context.peer(), streams=self._num_streams)
         try:
-            await asyncio.wait({writer, reader, closing}, return_when=asyncio.FIRST_COMPLETED)
-            last_words = self._last_words(reader, closing)
-            if last_words is not None and not writer.done():
+            stalled = await self._until_over(stream, {writer, reader, closing})
+            self._registry.orphan(stream)
+            if stalled:
+                log.warning("device does not read: given up", owner=stream.owner, waiting=stream.num_waiting)
+                stream.discard()
+            last_words = _last_words(reader, closing)
+            reader.cancel()
+            if last_words is not None:
                 stream.send(last_words)
-                await _flush(stream, writer)
+            # A status cannot pass a frame that is stuck in the transport. So the call stays, holding nothing but that
+            # frame, until the device reads it, its connection breaks or the server stops.
+            await _flushed(stream, writer)
         finally:
             self._num_streams -= 1
             self._registry.orphan(stream)
@@ -106,16 +111,14 @@ class VerifierService:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             raise
 
-    async def _write(self, stream: DeviceStream, context: Any) -> None:
-        """Write what waits; ends when the device reads nothing for too long."""
+    async def _until_over(self, stream: DeviceStream, tasks: set[asyncio.Task[Any]]) -> bool:
+        """Wait until a task ends; True when the device has read nothing for too long instead."""
         while True:
-            frame = await stream.next_frame()
-            try:
-                async with asyncio.timeout(self._stall_timeout):
-                    await context.write(frame)
-            except TimeoutError:
-                log.warning("device does not read: disconnected", owner=stream.owner, waiting=stream.num_waiting)
-                return
+            done, _ = await asyncio.wait(tasks, timeout=self._stall_timeout / 4, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return False
+            if stream.writing_for(asyncio.get_running_loop().time()) > self._stall_timeout:
+                return True
 
     async def _read(self, stream: DeviceStream, context: Any) -> None:
         """Take frames until the device is done. Raises PeerError for what ends the stream."""
@@ -178,16 +181,6 @@ class VerifierService:
         else:
             session.on_request(frames.decode_from_wire(message))
 
-    def _last_words(self, reader: asyncio.Task[None], closing: asyncio.Task[bool]) -> bytes | None:
-        """The Error that ends the stream, where there is something to say."""
-        error = reader.exception() if reader.done() and not reader.cancelled() else None
-        if isinstance(error, PeerError):
-            return error_frame(0, 0, error)
-        if error is not None and not isinstance(error, grpc.RpcError | grpc.aio.UsageError | asyncio.CancelledError):
-            log.error("stream failed", error=repr(error), exc_info=error)
-            return error_frame(0, 0, EngineError("the server failed on this stream"))
-        return error_frame(0, 0, draining()) if closing.done() else None
-
 
 def _parse(data: bytes) -> pb.DeviceFrame:
     if len(data) > MAX_FRAME_BYTES:
@@ -198,11 +191,32 @@ def _parse(data: bytes) -> pb.DeviceFrame:
         raise ProtocolError(f"{len(data)} bytes that are no DeviceFrame") from None
 
 
-async def _flush(stream: DeviceStream, writer: asyncio.Task[None]) -> None:
-    """Give what is queued a moment to leave."""
+async def _write(stream: DeviceStream, context: Any) -> None:
+    """Write what waits, one frame after the other."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        frame = await stream.next_frame()
+        stream.writing_since = clock()
+        await context.write(frame)
+        stream.writing_since = None
+
+
+async def _flushed(stream: DeviceStream, writer: asyncio.Task[None]) -> None:
+    """Wait until everything has been written, or nothing can be any more."""
     flushed = asyncio.create_task(stream.flushed())
-    await asyncio.wait({flushed, writer}, timeout=FLUSH_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({flushed, writer}, return_when=asyncio.FIRST_COMPLETED)
     flushed.cancel()
+
+
+def _last_words(reader: asyncio.Task[None], closing: asyncio.Task[Any]) -> bytes | None:
+    """The Error that ends the stream, where there is something to say."""
+    error = reader.exception() if reader.done() and not reader.cancelled() else None
+    if isinstance(error, PeerError):
+        return error_frame(0, 0, error)
+    if error is not None and not isinstance(error, grpc.RpcError | grpc.aio.UsageError | grpc.aio.BaseError):
+        log.error("stream failed", error=repr(error), exc_info=error)
+        return error_frame(0, 0, EngineError("the server failed on this stream"))
+    return error_frame(0, 0, draining()) if closing.done() else None
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

@@ -27,6 +27,8 @@ class DeviceStream:
     """Sessions that it holds."""
     on_relief: list[Callable[[], None]] = field(default_factory=list, init=False)
     """Called once each when the stream is no longer congested."""
+    writing_since: float | None = field(default=None, init=False)
+    """When the write that is under way began."""
     _frames: deque[bytes] = field(default_factory=deque, init=False)
     _filled: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _relieved: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -55,6 +57,14 @@ class DeviceStream:
         if self.congested and len(self._frames) <= LOW_WATER_FRAMES:
             self._relieve()
         return frame
+
+    def writing_for(self, now: float) -> float:
+        """Seconds that the write under way has taken so far."""
+        return 0.0 if self.writing_since is None else now - self.writing_since
+
+    def discard(self) -> None:
+        """Drop what waits: the device has been given up."""
+        self._frames.clear()
 
     async def relieved(self) -> None:
         """Wait while the stream is congested."""
