@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from wisp.types import TokenId
 
@@ -16,8 +17,9 @@ def own_greedy_decoding(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     torch.set_num_threads(1)
-    target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    config = GenerationConfig(
+    target: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    target.eval()
+    config = cast("Any", GenerationConfig)(
         do_sample=False, max_new_tokens=max_tokens, eos_token_id=sorted(stop_token_ids), pad_token_id=0
     )
     outputs = []

@@ -1,0 +1,69 @@
+"""The commands of the demo that run as processes of their own: `wisp serve` and `wisp edge`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from wisp.errors import EngineError
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 15.0
+
+
+@asynccontextmanager
+async def command(arguments: Sequence[str]) -> AsyncGenerator[dict[str, Any], None]:
+    """Run `wisp ARGUMENTS --json`; yields its ready line, and ends it with SIGTERM. Raises EngineError."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "wisp",
+        *arguments,
+        "--json",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    errors = asyncio.create_task(_last_lines(process))
+    try:
+        yield await _ready(process, arguments[0], errors)
+    finally:
+        await _end(process)
+        await errors
+
+
+async def _ready(process: asyncio.subprocess.Process, name: str, errors: asyncio.Task[list[str]]) -> dict[str, Any]:
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)
+    except TimeoutError:
+        raise EngineError(f"wisp {name} was not ready within {START_TIMEOUT:g} s") from None
+    if not line:
+        status, last = await process.wait(), await errors
+        raise EngineError(f"wisp {name} ended with status {status}:\n" + "\n".join(last))
+    ready: dict[str, Any] = json.loads(line)
+    return ready
+
+
+async def _last_lines(process: asyncio.subprocess.Process, keep: int = 15) -> list[str]:
+    """Read what the process says on standard error, so that it never blocks; returns the end of it."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    async for line in process.stderr:
+        lines = [*lines[1 - keep :], line.decode(errors="replace").rstrip()]
+    return lines
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
