@@ -21,6 +21,7 @@ from wisp.errors import EngineError
 from wisp.types import DraftedToken, SamplingParams, TokenId
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 _WIDTHS = (128, 1024, 8192)
 """How many of the most likely ids are looked at before the whole vocabulary is sorted."""
@@ -156,16 +157,15 @@ def candidates(logits: Tensor, rows: Rows, which: Int64Array) -> Iterator[Candid
     size = logits.shape[1]
     settings = rows.settings()[:, which]
     settings[1, settings[1] >= size] = 0.0
-    truncated = (settings[1] > 0.0) | (settings[2] < 1.0) | (settings[3] > 0.0)
-    pending = truncated.copy()
-    if not truncated.all():
-        whole = np.flatnonzero(~truncated)
+    _, top_k, top_p, min_p = settings
+    pending = (top_k > 0.0) | (top_p < 1.0) | (min_p > 0.0)
+    if not pending.all():
+        whole = np.flatnonzero(~pending)
         yield Candidates(which[whole], None, _scaled(_pick(logits, which[whole]), settings[0, whole]))
-    for width in [width for width in _WIDTHS if width < size] + [size]:
-        fitting = np.flatnonzero(pending & ((settings[1] < width) | (width == size)))
+    for width in (*(width for width in _WIDTHS if width < size), size):
+        fitting = np.flatnonzero(pending & ((top_k < width) | (width == size)))
         for some in _split(fitting, _MOST_ELEMENTS // width):
-            ids, survivors, complete = _truncated(_pick(logits, which[some]), settings[:, some], width)
-            done = complete.cpu().numpy()
+            ids, survivors, done = _truncated(_pick(logits, which[some]), settings[:, some], width)
             pending[some] = ~done
             if done.any():
                 index = np.flatnonzero(done)
@@ -177,32 +177,39 @@ def _split(rows: Int64Array, size: int) -> list[Int64Array]:
     return [rows[start : start + max(1, size)] for start in range(0, len(rows), max(1, size))]
 
 
-def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor, Tensor, BoolArray]:
     """Top-k, top-p and min-p among the `width` most likely ids of each row.
 
     `settings` are those of the rows, [4, n]. Returns ids [n, width], logits float64 [n, width] and whether these ids were
     enough to tell [n]: a row is complete where all ids as likely as its least likely survivor are among them.
     """
-    temperature, top_k, top_p, min_p = torch.from_numpy(settings).to(logits.device)[:, :, None]
-    in_nucleus = settings[2] < 1.0
-    values, ids = _most_likely(logits, width, break_ties=bool(in_nucleus.any()))
+    temperature, top_k, top_p, min_p = settings
+    by_k, by_p, by_min = top_k > 0.0, top_p < 1.0, min_p > 0.0
+    values, ids = _most_likely(logits, width, break_ties=bool(by_p.any()))
     values = values.double()
-    scaled = (values - values[:, :1]) / temperature.clamp_min(_SMALLEST_TEMPERATURE)
-    kth = values.gather(1, (top_k.long() - 1).clamp_(0, width - 1))
-    # Ids tied with the k-th all survive, as in transformers and vLLM.
-    keep = ((values >= kth) | (top_k == 0.0)) & (scaled >= min_p.log())
-    if in_nucleus.any():
-        mass = scaled.exp()
-        among_top_k = mass.masked_fill((values < kth) & (top_k > 0.0), 0.0).cumsum(-1)
-        total = among_top_k[:, -1:]
-        if (open_ended := in_nucleus & (settings[1] == 0.0)).any():
-            total = torch.where(top_k == 0.0, _total_mass(logits, settings[0], open_ended), total)
-        keep &= (among_top_k - mass < top_p * total) | (top_p >= 1.0)
+    scaled = (values - values[:, :1]) / _column(np.maximum(temperature, _SMALLEST_TEMPERATURE), logits)
+    keep, kth = values > -torch.inf, values.new_full((1, 1), -torch.inf)
+    if by_k.any():
+        index = torch.from_numpy(np.clip(top_k, 1, width).astype(np.int64) - 1).to(logits.device)
+        kth = values.gather(1, index[:, None]).masked_fill_(_column(~by_k, logits), -torch.inf)
+        # Ids tied with the k-th all survive, as in transformers and vLLM.
+        keep &= values >= kth
+    if by_p.any():
+        mass = scaled.exp().mul_(keep)
+        up_to = mass.cumsum(-1)
+        total = up_to[:, -1:]
+        if (open_ended := by_p & ~by_k).any():
+            total = torch.where(_column(by_k, logits), total, _total_mass(logits, temperature, open_ended))
+        keep &= up_to.sub_(mass) < total * _column(np.where(by_p, top_p, np.inf), logits)
+    if by_min.any():
+        keep &= scaled >= _column(min_p, logits).log_()
     keep[:, 0] = True
+    survivors = scaled.masked_fill_(~keep, -torch.inf)
+    if width == logits.shape[1]:
+        return ids, survivors, np.ones(len(ids), dtype=np.bool_)
     floor = values[:, -1:]
-    enough = (values > floor) | ~keep | (values == -torch.inf)
-    complete = enough.all(-1) & ((kth > floor) | (top_k == 0.0))[:, 0] | (width == logits.shape[1])
-    return ids, scaled.masked_fill_(~keep, -torch.inf), complete
+    cut_short = (keep & (values == floor)).any(-1, keepdim=True) | ((kth == floor) & (floor > -torch.inf))
+    return ids, survivors, ~cut_short[:, 0].cpu().numpy()
 
 
 def _most_likely(logits: Tensor, width: int, *, break_ties: bool) -> tuple[Tensor, Tensor]:
@@ -221,7 +228,7 @@ def _most_likely(logits: Tensor, width: int, *, break_ties: bool) -> tuple[Tenso
     return values, ids
 
 
-def _total_mass(logits: Tensor, temperature: FloatArray, which: npt.NDArray[np.bool_]) -> Tensor:
+def _total_mass(logits: Tensor, temperature: FloatArray, which: BoolArray) -> Tensor:
     """Sum of exp(scaled logits) over the vocabulary, [n, 1]; 1 in rows that are not asked for.
 
     Through softmax, which takes each row by itself: a plain sum may be split otherwise when a row is alone.
@@ -236,8 +243,13 @@ def _total_mass(logits: Tensor, temperature: FloatArray, which: npt.NDArray[np.b
 def _scaled(logits: Tensor, temperature: FloatArray) -> Tensor:
     """Logits over temperature in float32, shifted so that the largest of each row is 0: no temperature overflows."""
     logits = logits.float()
-    divisor = torch.from_numpy(np.maximum(temperature, _SMALLEST_FLOAT32)).to(logits.device, torch.float32)
-    return (logits - logits.amax(-1, keepdim=True)) / divisor[:, None]
+    divisor = _column(np.maximum(temperature, _SMALLEST_FLOAT32), logits).float()
+    return (logits - logits.amax(-1, keepdim=True)).div_(divisor)
+
+
+def _column(numbers: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+    """A number per row as a column [n, 1] on the device of `like`."""
+    return torch.from_numpy(numbers).to(like.device)[:, None]
 
 
 def _pick(logits: Tensor, which: Int64Array) -> Tensor:
@@ -261,7 +273,7 @@ class _Edits:
 
     row: Int64Array
     ids: Int64Array
-    seen: npt.NDArray[np.bool_]
+    seen: BoolArray
     """Whether the id occurs in prompt or output before the row."""
     count: Int64Array
     """How often it occurs in the output."""

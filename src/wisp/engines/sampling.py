@@ -16,12 +16,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from wisp.engines.noise import NOISE_RANGE, Int64Array, Purpose, absorb, gumbel, uniform
-from wisp.engines.processing import FloatArray, Rows, SamplingItem, adjusted, candidates
+from wisp.engines.processing import BoolArray, FloatArray, Rows, SamplingItem, adjusted, candidates
 from wisp.types import (
     AcceptanceRule,
     DraftedToken,
@@ -31,8 +30,6 @@ from wisp.types import (
     TokenId,
     TokenLogprobs,
 )
-
-BoolArray = npt.NDArray[np.bool_]
 
 MAX_DISTRIBUTION = 64
 """Most ids of a drafter's q that go over the wire."""
