@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -111,7 +112,10 @@ async def serving(
 def run_edge(config: EdgeConfig, *, json_output: bool) -> int:
     """Run `wisp edge` until SIGTERM or SIGINT; returns the exit status. Raises errors of the tree if it cannot start."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    asyncio.run(_run(config, json_output=json_output))
+    try:
+        asyncio.run(_run(config, json_output=json_output))
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -130,8 +134,8 @@ class _InProcessServer(uvicorn.Server):
         yield
 
 
-class _AnnouncingServer(uvicorn.Server):
-    """Says that it is ready once it is."""
+class _AnnouncingServer(_InProcessServer):
+    """Says that it is ready once it is; ends on SIGTERM or SIGINT, at once on the second one."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -139,6 +143,8 @@ class _AnnouncingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
         self._announce()
 
 
@@ -209,6 +215,7 @@ def _listening(config: EdgeConfig) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((config.host, config.port))
+            listener.listen(1024)
         except OSError as error:
             raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
         yield listener

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from wisp.errors import FormatError, ProtocolError
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CACHE = Path.home() / ".cache" / "wisp" / "tokenizers"
 
@@ -57,5 +61,7 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("the tokenizer cannot be kept in %s: %s", path.parent, error)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

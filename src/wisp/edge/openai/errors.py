@@ -54,21 +54,23 @@ def context_exceeded(num_tokens: int, context_length: int, field: str) -> ApiErr
 
 def as_api_error(error: BaseException) -> ApiError:
     """Any failure as the client is told of it."""
-    match error:
-        case ApiError():
-            return error
-        case InvalidRequest():
-            return ApiError(400, str(error), param=error.field)
-        case ServerBusy():
-            return ApiError(429, str(error), "rate_limit_error", None, "server_busy", error.retry_after)
-        case ConnectionLost():
-            return ApiError(503, str(error), "server_error", None, "server_unreachable")
-        case EngineError():
-            return ApiError(500, str(error), "server_error", None, "engine_error")
-        case PeerError():
-            return ApiError(503, str(error), "server_error", None, "server_unavailable")
-        case _:
-            return ApiError(500, f"internal error: {type(error).__name__}", "server_error", None, "internal_error")
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidRequest):
+        return ApiError(400, str(error), param=error.field)
+    if isinstance(error, ServerBusy):
+        return ApiError(429, str(error), "rate_limit_error", None, "server_busy", error.retry_after)
+    for kind, status, code in _FAILURES:
+        if isinstance(error, kind):
+            return ApiError(status, str(error), "server_error", None, code)
+    return ApiError(500, f"internal error: {type(error).__name__}", "server_error", None, "internal_error")
+
+
+_FAILURES = (
+    (ConnectionLost, 503, "server_unreachable"),
+    (PeerError, 503, "server_unavailable"),
+    (EngineError, 500, "engine_error"),
+)
 
 
 def from_validation(error: ValidationError) -> ApiError:
