@@ -64,6 +64,9 @@ class StepMember:
     session_id: SessionId
     num_prefill_tokens: int = 0
     draft: tuple[DraftedToken, ...] | None = None
+    trimmed: DraftedToken | None = None
+    """The first drafted token that is not verified, where the scheduler cut the draft: rejection sampling stays lossless
+    only if the token at the cut is still proposed (docs/sampling.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,7 +342,8 @@ def _step_member(member: BatchMember, resident: _Resident) -> StepMember:
         return StepMember(session_id, member.num_prefill_tokens)
     if resident.round is None:
         raise AssertionError(f"{session_id} was scheduled without a round")
-    return StepMember(session_id, member.num_prefill_tokens, resident.round.draft[: member.num_verified])
+    draft, rest = resident.round.draft[: member.num_verified], resident.round.draft[member.num_verified :]
+    return StepMember(session_id, member.num_prefill_tokens, draft, rest[0] if rest else None)
 
 
 def _attempt(call: Callable[[], int]) -> int | Exception:
