@@ -57,6 +57,9 @@ class Site:
     endpoint: Endpoint
     client: openai.AsyncOpenAI
 
+    def __post_init__(self) -> None:
+        self.servers = [self.server]
+
     async def complete(self, **fields: Any) -> Any:
         values = {"model": "wisp", "prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 0, **fields}
         return await self.client.completions.create(**values)
@@ -64,7 +67,13 @@ class Site:
     async def replace_server(self, target: FakeTarget | None = None) -> None:
         """Start another server in the place of the one that is there."""
         self.server = await start_server(target or FakeTarget(), server_config())
+        self.servers.append(self.server)
         self.proxy.port = self.server.port
+
+    async def stop(self) -> None:
+        """Stop every server that was ever started."""
+        for server in self.servers:
+            await server.stop(0.0)
 
 
 @asynccontextmanager
@@ -75,7 +84,7 @@ async def site(cache: Path, target: FakeTarget, **fields: Any) -> AsyncGenerator
         try:
             yield given
         finally:
-            await given.server.stop(0.0)
+            await given.stop()
 
 
 @pytest.fixture
@@ -101,12 +110,10 @@ async def test_the_server_is_killed_and_restarted(tmp_path: Path, interruption: 
     async with site(tmp_path, FakeTarget(on_step=interruption)) as given:
         answer = asyncio.create_task(_text(await given.complete(stream=True)) if stream else _whole(given.complete()))
         await interruption.wait()
-        killed = given.server
         await given.replace_server()
         given.proxy.cut()
         interruption.over.set()
         assert await answer == expected_text(PROMPT, NUM_TOKENS)
-        await killed.stop(0.0)
 
 
 async def _text(stream: Any) -> str:
@@ -236,16 +243,15 @@ async def test_the_server_comes_back_with_another_model(
     async with site(tmp_path, FakeTarget(on_step=interruption)) as given:
         answer = asyncio.create_task(given.complete())
         await interruption.wait()
-        first = given.server
         await given.replace_server(FakeTarget(card=replace(fake_card(), **change)))
         given.proxy.cut()
         interruption.over.set()
-        for failing in (answer, given.complete()):
-            with pytest.raises(openai.InternalServerError, match="restart the device") as caught:
-                await failing
-            assert caught.value.status_code == 503
+        with pytest.raises(openai.InternalServerError, match="vocabulary") as caught:
+            await answer
+        assert (caught.value.status_code, caught.value.code) == (503, "server_unavailable")
+        with pytest.raises(openai.InternalServerError, match="vocabulary"):
+            await given.complete()
         await given.server.stop(0.0)
-        await first.stop(0.0)
         await given.replace_server()
         await until(lambda: given.endpoint.device.connection.is_up)
         assert (await given.complete()).choices[0].text == expected_text(PROMPT, NUM_TOKENS)
@@ -272,11 +278,9 @@ async def test_reconnecting_is_logged(
     async with site(tmp_path, FakeTarget(on_step=interruption)) as given:
         answer = asyncio.create_task(given.complete())
         await interruption.wait()
-        killed = given.server
         await given.replace_server()
         given.proxy.cut()
         interruption.over.set()
         await answer
-        await killed.stop(0.0)
     for words in ("trying again in", "connected again to", "which was restarted", "resuming after"):
         assert words in caplog.text

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 
 from tests.edge.endpoint import KEY, Setup, everything, expected_text, server_config, until
 from tests.fakes import FakeDrafter, FakeTarget
@@ -21,9 +22,12 @@ MESSAGES: list[Any] = [{"role": "user", "content": "tell me a story"}]
 CHAT_PROMPT = "user: tell me a story\nassistant:"
 
 
-@pytest.fixture
-async def setup(tmp_path: Path) -> AsyncGenerator[Setup, None]:
-    async with everything(tmp_path) as given:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Setup, None]:
+    async with everything(tmp_path_factory.mktemp("cache")) as given:
         yield given
 
 
@@ -412,6 +416,7 @@ async def test_penalties_and_bias_reach_the_target(setup: Setup) -> None:
         seed=2**64 - 1,
         extra_body=extra,
     )
+    setup.target.on_step = None
     sampling = seen[0].request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.75, 5, 0.25)
     assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.5, 0.5, -0.5)
