@@ -117,7 +117,8 @@ class RawDevice:
         return frame.error
 
     async def ended(self) -> grpc.StatusCode:
-        """Read to the end of the stream; returns its status."""
+        """Leave, and read to the end of the stream; returns its status."""
+        await self.call.done_writing()
         async with asyncio.timeout(10):
             while await self.call.read() is not END:
                 pass

@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from wisp.config import ServerConfig
@@ -23,12 +22,11 @@ from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
 from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
+from wisp.server.logs import log, log_to_stderr
 from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry
 from wisp.server.security import Protection, edge_command, protect
 from wisp.server.service import VerifierService
-
-log = structlog.get_logger("wisp.server")
 
 _HEALTH: Any = health  # its asyncio half has no type hints
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Verifier"].full_name
@@ -177,7 +175,7 @@ async def start_server(
 
 def serve(config: ServerConfig, *, json_output: bool) -> int:
     """Run `wisp serve` until SIGTERM or SIGINT; returns the exit status. Raises UserError."""
-    _configure_logging(json_output=json_output)
+    log_to_stderr(as_json=json_output)
     protect(config)  # what is wrong with it should show before minutes of loading
     log.info("loading", model=config.target.model)
     engine = build_engine(config)
@@ -262,20 +260,6 @@ async def _forget_idle(registry: SessionRegistry, idle_timeout: float) -> None:
     while True:
         await asyncio.sleep(min(SWEEP_PERIOD, idle_timeout / 2))
         registry.forget_idle()
-
-
-def _configure_logging(*, json_output: bool) -> None:
-    """Logs go to stderr: lines for people, or JSON."""
-    renderer = structlog.processors.JSONRenderer() if json_output else structlog.dev.ConsoleRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            *([structlog.processors.format_exc_info] if json_output else []),
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _page_tokens(engine: TargetEngine) -> int:

@@ -20,11 +20,10 @@ from functools import partial
 from math import inf
 from typing import Protocol, TypeVar
 
-import structlog
-
 from wisp.engines.base import StepMember, StepOutcome, TargetEngine
 from wisp.errors import EngineError, InvalidRequest, WispError
 from wisp.policy.scheduler import Scheduler
+from wisp.server.logs import log
 from wisp.types import (
     SLO,
     Batch,
@@ -35,8 +34,6 @@ from wisp.types import (
     SessionId,
     VerificationRequest,
 )
-
-log = structlog.get_logger("wisp.server")
 
 T = TypeVar("T")
 
@@ -331,7 +328,7 @@ class VerificationLoop:
             return
         try:
             work.deliver(outcome, hints)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one receiver must not stop the others
             log.exception("a verdict could not be delivered", session=session_id)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import structlog
 
 from wisp.config import SecurityConfig, ServerConfig
 from wisp.errors import AuthenticationFailed, ConfigError
@@ -29,8 +28,7 @@ from wisp.server.certificates import (
     private_certificate,
     write_private,
 )
-
-log = structlog.get_logger("wisp.server")
+from wisp.server.logs import log
 
 TOKENS_VARIABLE = "WISP_TOKENS"
 LOCAL_OWNER = "local"

@@ -7,11 +7,10 @@ by an Error that names the session. Neither touches any other stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
-import structlog
 from google.protobuf.message import DecodeError
 
 from wisp.engines.base import ModelCard
@@ -25,16 +24,18 @@ from wisp.errors import (
 from wisp.protocol import MAX_FRAME_BYTES, frames
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.hello import check_hello
+from wisp.server.logs import log
 from wisp.server.registry import SessionRegistry
 from wisp.server.security import Credentials
 from wisp.server.sessions import draining, error_frame
 from wisp.server.stream import DeviceStream
 
-log = structlog.get_logger("wisp.server")
-
 _END: Any = vars(grpc.aio)["EOF"]
 TOKENIZER_CHUNK_BYTES = 256 << 10
 HELLO_TIMEOUT = 10.0
+LINGER = 1.0
+"""Seconds that a device gets to read why its stream ends and to leave by itself: gRPC clients that write to a stream
+which has ended may lose what they have not read yet."""
 
 
 class VerifierService:
@@ -53,8 +54,7 @@ class VerifierService:
         self._credentials = credentials
         self._hello = hello
         self._stall_timeout = stall_timeout
-        self._closing = asyncio.Event()
-        self._num_streams = 0
+        self._streams: set[DeviceStream] = set()
 
     def handler(self) -> Any:
         """What a gRPC server is given. Messages pass as bytes: a bad one must become an Error frame, not a crash."""
@@ -66,34 +66,35 @@ class VerifierService:
 
     def close_streams(self) -> None:
         """Tell every device to go elsewhere, and end its stream."""
-        self._closing.set()
+        for stream in self._streams:
+            stream.end(error_frame(0, 0, draining()))
 
     async def connect(self, _requests: object, context: Any) -> None:
         """Serve one device until it leaves, breaks the protocol, stops reading or the server closes."""
         stream = DeviceStream(await self._authenticate(context))
+        self._streams.add(stream)
+        log.info("device connected", owner=stream.owner, peer=context.peer(), streams=len(self._streams))
         writer = asyncio.create_task(_write(stream, context))
         reader = asyncio.create_task(self._read(stream, context))
-        closing = asyncio.create_task(self._closing.wait())
-        self._num_streams += 1
-        log.info("device connected", owner=stream.owner, peer=context.peer(), streams=self._num_streams)
+        over = asyncio.create_task(stream.over.wait())
+        tasks: list[asyncio.Task[Any]] = [writer, reader, over]
+        timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, _expect_hello, stream)
         try:
-            stalled = await self._until_over(stream, {writer, reader, closing})
+            await self._until_over(stream, tasks)
             self._registry.orphan(stream)
-            if stalled:
-                log.warning("device does not read: given up", owner=stream.owner, waiting=stream.num_waiting)
-                stream.discard()
-            last_words = _last_words(reader, closing)
-            reader.cancel()
-            if last_words is not None:
-                stream.send(last_words)
             # A status cannot pass a frame that is stuck in the transport. So the call stays, holding nothing but that
             # frame, until the device reads it, its connection breaks or the server stops.
-            await _flushed(stream, writer)
+            flushed = asyncio.create_task(stream.flushed())
+            tasks.append(flushed)
+            await asyncio.wait({flushed, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.over.is_set():
+                await asyncio.wait({reader}, timeout=LINGER)
         finally:
-            self._num_streams -= 1
+            timer.cancel()
+            self._streams.discard(stream)
             self._registry.orphan(stream)
-            await _end(writer, reader, closing)
-            log.info("device gone", owner=stream.owner, peer=context.peer(), streams=self._num_streams)
+            await _end(tasks)
+            log.info("device gone", owner=stream.owner, peer=context.peer(), streams=len(self._streams))
 
     async def fetch_tokenizer(self, _request: bytes, context: Any) -> AsyncIterator[bytes]:
         """The target's tokenizer in chunks."""
@@ -111,37 +112,40 @@ class VerifierService:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             raise
 
-    async def _until_over(self, stream: DeviceStream, tasks: set[asyncio.Task[Any]]) -> bool:
-        """Wait until a task ends; True when the device has read nothing for too long instead."""
-        while True:
-            done, _ = await asyncio.wait(tasks, timeout=self._stall_timeout / 4, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return False
-            if stream.writing_for(asyncio.get_running_loop().time()) > self._stall_timeout:
-                return True
+    async def _until_over(self, stream: DeviceStream, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Wait until a task ends, or the device has read nothing for too long."""
+        clock = asyncio.get_running_loop().time
+        while not (await asyncio.wait(tasks, timeout=self._stall_timeout / 4, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if stream.writing_for(clock()) > self._stall_timeout:
+                log.warning("device does not read: given up", owner=stream.owner, waiting=stream.num_waiting)
+                stream.discard()
+                return
 
     async def _read(self, stream: DeviceStream, context: Any) -> None:
-        """Take frames until the device is done. Raises PeerError for what ends the stream."""
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT):
-                first = await context.read()
-        except TimeoutError:
-            raise ProtocolError(f"no hello within {HELLO_TIMEOUT:g} s") from None
-        if first is _END:
-            return
-        self._greet(stream, _parse(first))
-        while True:
+        """Act on frames until the device is done; once the stream is over they are only taken off the wire."""
+        while (data := await context.read()) is not _END:
+            if not stream.over.is_set():
+                self._receive(stream, data)
             await stream.relieved()
-            data = await context.read()
-            if data is _END:
-                return
-            self._take(stream, _parse(data))
+
+    def _receive(self, stream: DeviceStream, data: bytes) -> None:
+        """One frame; what cannot be understood ends the stream."""
+        try:
+            frame = _parse(data)
+            if stream.greeted:
+                self._take(stream, frame)
+            else:
+                self._greet(stream, frame)
+        except PeerError as error:
+            log.warning("stream ended", owner=stream.owner, reason=str(error))
+            stream.end(error_frame(0, 0, error))
 
     def _greet(self, stream: DeviceStream, frame: pb.DeviceFrame) -> None:
         """Compare both ends and answer the hello. Raises PeerError."""
         if frame.WhichOneof("body") != "hello":
             raise ProtocolError(f"the first frame must be the hello, not {frame.WhichOneof('body')}")
         check_hello(frame.hello, self._hello)
+        stream.greeted = True
         stream.send(pb.ServerFrame(hello=self._hello).SerializeToString())
 
     def _take(self, stream: DeviceStream, frame: pb.DeviceFrame) -> None:
@@ -156,7 +160,7 @@ class VerifierService:
             self._dispatch(stream, message)
         except WispError as error:
             stream.send(error_frame(message.session, message.epoch, error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a defect here must end neither stream nor server
             log.exception("a frame could not be handled", kind=kind, owner=stream.owner)
             failure = EngineError(f"the server failed on this {kind}: {type(error).__name__}")
             stream.send(error_frame(message.session, message.epoch, failure))
@@ -201,26 +205,14 @@ async def _write(stream: DeviceStream, context: Any) -> None:
         stream.writing_since = None
 
 
-async def _flushed(stream: DeviceStream, writer: asyncio.Task[None]) -> None:
-    """Wait until everything has been written, or nothing can be any more."""
-    flushed = asyncio.create_task(stream.flushed())
-    await asyncio.wait({flushed, writer}, return_when=asyncio.FIRST_COMPLETED)
-    flushed.cancel()
+def _expect_hello(stream: DeviceStream) -> None:
+    """A connection that says nothing must not stay."""
+    if not stream.greeted:
+        stream.end(error_frame(0, 0, ProtocolError(f"no hello within {HELLO_TIMEOUT:g} s")))
 
 
-def _last_words(reader: asyncio.Task[None], closing: asyncio.Task[Any]) -> bytes | None:
-    """The Error that ends the stream, where there is something to say."""
-    error = reader.exception() if reader.done() and not reader.cancelled() else None
-    if isinstance(error, PeerError):
-        return error_frame(0, 0, error)
-    if error is not None and not isinstance(error, grpc.RpcError | grpc.aio.UsageError | grpc.aio.BaseError):
-        log.error("stream failed", error=repr(error), exc_info=error)
-        return error_frame(0, 0, EngineError("the server failed on this stream"))
-    return error_frame(0, 0, draining()) if closing.done() else None
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and collect what they raise."""
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and collect what they raise: of a broken connection all sorts of things."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

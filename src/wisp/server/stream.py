@@ -22,6 +22,10 @@ class DeviceStream:
 
     owner: str
     """Name of its credential."""
+    greeted: bool = field(default=False, init=False)
+    """Whether the hellos were exchanged."""
+    over: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set when nothing that the device sends counts any more."""
     congested: bool = field(default=False, init=False)
     sessions: set[int] = field(default_factory=set, init=False)
     """Sessions that it holds."""
@@ -46,6 +50,12 @@ class DeviceStream:
         if len(self._frames) > HIGH_WATER_FRAMES:
             self.congested = True
             self._relieved.clear()
+
+    def end(self, last_words: bytes) -> None:
+        """Queue the frame that says why the stream ends, and end it."""
+        if not self.over.is_set():
+            self.send(last_words)
+            self.over.set()
 
     async def next_frame(self) -> bytes:
         """The next frame to write; the one before counts as written."""
