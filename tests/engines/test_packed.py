@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,6 +260,39 @@ def test_the_expected_geometry_is_the_real_one() -> None:
         assert memory.weight_bytes(model.config, torch.float32) == 4 * parameters
 
 
+def test_memory_is_shared_between_weights_and_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what the weights leave goes to the cache, up to a cap and to what all sessions could fill."""
+    config = tiny_models.config("llama")
+    per_token = memory.expected_geometry(config, torch.float32).bytes_per_token
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 30)
+
+    def kv(max_sequences: int, **limits: float) -> int:
+        return memory.plan(config, torch.float32, CPU, 256, max_sequences=max_sequences, **limits).kv
+
+    assert kv(10) == 10 * 256 * per_token
+    weights = memory.weight_bytes(config, torch.float32)
+    assert kv(1 << 20) == ((1 << 30) - weights) // 2
+    assert kv(1 << 20, kv_gib=0.25) == 1 << 28
+    assert kv(1 << 20, memory_gib=64) == memory._KV_CAP_CPU
+    assert kv(1 << 20, memory_gib=0.001) >= 256 * per_token
+
+
+def test_free_memory_heeds_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller of what the machine has and what a container's limit leaves."""
+    assert memory.available_bytes(CPU) > 0
+    files = {"/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "3000\n"}
+    files["/sys/fs/cgroup/memory.stat"] = "anon 7\ninactive_file 500\n"
+    files["/proc/meminfo"] = "MemTotal: 9 kB\nMemAvailable:    8 kB\n"
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name.replace("/", "_"))
+    for name, text in files.items():
+        (tmp_path / name.replace("/", "_")).write_text(text)
+    assert memory.available_bytes(CPU) == 2500
+    (tmp_path / "_sys_fs_cgroup_memory.max").write_text("max\n")
+    assert memory.available_bytes(CPU) == 8192
+    (tmp_path / "_proc_meminfo").unlink()
+    assert memory.available_bytes(CPU) > 8192
+
+
 def test_contexts_are_capped_where_rotation_depends_on_the_batch(tmp_path: Any) -> None:
     """Long-context rotary embeddings that look at the longest position of a batch are kept below their switch."""
     from wisp.engines.packed.loading import _context_length
@@ -334,6 +369,55 @@ def test_a_batch_kernel_that_disagrees_is_not_used(
         packed = tiny_models.loaded("mistral", kv_layout="paged").packed
     assert (packed.batch_attention is None) == (fault is not None)
     assert ("attending per sequence instead" in caplog.text.replace("\n", " ")) == (fault is not None)
+
+
+def documented_varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    seqused_k: torch.Tensor,
+    block_table: torch.Tensor,
+    num_splits: int,
+) -> torch.Tensor:
+    """What torch documents of `varlen_attn` with pages, queries aligned with the last keys."""
+    assert (cu_seq_k, enable_gqa, num_splits, window_size[1]) == (None, True, 1, 0)
+    assert {cu_seq_q.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
+    assert query.is_contiguous()
+    offsets, lengths = cu_seq_q.tolist(), seqused_k.tolist()
+    assert max_q == max(b - a for a, b in itertools.pairwise(offsets))
+    assert max_k == max(lengths)
+    outputs = []
+    for (start, end), length, table in zip(itertools.pairwise(offsets), lengths, block_table, strict=True):
+        groups = query.shape[1] // key.shape[2]
+        keys, values = (
+            pages[table.long()].flatten(0, 1)[:length].repeat_interleave(groups, 1).transpose(0, 1)
+            for pages in (key, value)
+        )
+        distance = torch.arange(length - (end - start), length)[:, None] - torch.arange(length)
+        visible = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
+        scores = query[start:end].transpose(0, 1) @ keys.transpose(1, 2) * scale
+        outputs.append((scores.masked_fill(~visible, -torch.inf).softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "cohere2", "gemma2", "gpt_oss"])
+def test_the_batch_kernel_is_called_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that follows torch's documentation, the start-up check passes (soft caps and sinks go past it)."""
+    module = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "usable", lambda geometry, device: True)
+    monkeypatch.setattr(module, "varlen_attn", documented_varlen_attn)
+    packed = tiny_models.loaded(name, kv_layout="paged").packed
+    assert packed.batch_attention is not None
+    again = selfcheck.reference(tiny_models.model(name), tiny_models.VOCABULARY_SIZE, tiny_models.CONTEXT)
+    assert selfcheck.relative_error(packed, again) < 1e-5
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ import torch
 
 from tests.engines import tiny_models
 from wisp.engines.base import StepMember, StepOutcome
+from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.loading import LoadOptions, load
 from wisp.engines.target import TransformersTarget
 from wisp.errors import EngineError, InvalidRequest, ModelError, ModelTooLarge
@@ -62,6 +63,19 @@ def drive(target: TransformersTarget, truth: dict[str, list[int]], seed: int, ev
             if outcome.finish_reason is not None:
                 running.remove(one.session_id)
     return accepted
+
+
+def count_tokens(target: TransformersTarget) -> list[int]:
+    """From now on, how many tokens each forward pass computes."""
+    computed: list[int] = []
+    forward = target._packed.forward
+
+    def counting(segments: Sequence[Segment]) -> torch.Tensor:
+        computed.append(sum(len(segment.tokens) for segment in segments))
+        return forward(segments)
+
+    target._packed.forward = counting  # type: ignore[method-assign]
+    return computed
 
 
 def random_member(
@@ -226,15 +240,52 @@ def test_choices_of_one_prompt_share_their_prefill(target: TransformersTarget) -
     prompt = tiny_models.prompt(np.random.default_rng(10), 40)
     for session_id in "ab":
         assert target.open(session_id, "me", request(prompt)) == 0
-    computed = []
-    forward = target._packed.forward
-    target._packed.forward = lambda segments: (  # type: ignore[method-assign]
-        computed.append(sum(len(segment.tokens) for segment in segments)) or forward(segments)
-    )
+    computed = count_tokens(target)
     target.step([member(target, "a")])
     target.step([member(target, "b")])
     assert computed == [40, 1]
     assert target.history("a") == target.history("b")
+
+
+def test_choices_in_one_batch_share_their_prefill(plain: object, target: TransformersTarget) -> None:
+    """Of several new sessions with one prompt, one computes it and the others copy; strangers compute their own."""
+    prompt = tiny_models.prompt(np.random.default_rng(13), 40)
+    for session_id, owner in (("a", "me"), ("b", "me"), ("c", "you"), ("d", "me")):
+        target.open(session_id, owner, request(prompt))
+    computed = count_tokens(target)
+    outcomes = target.step([member(target, session_id, (5,)) for session_id in "abcd"])
+    assert computed == [82, 4]
+    assert {outcome.next_token for outcome in outcomes} == set(tiny_models.generate(plain, prompt, 1))
+
+
+def test_a_failed_step_leaves_the_sessions_as_they_were(
+    target: TransformersTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """History and cache are those of before, and what was reserved is free again."""
+    prompt = tiny_models.prompt(np.random.default_rng(15), 40)
+    target.open("s", "", request(prompt))
+    target.step([StepMember("s", 8)])
+    used = target._pool.used_tokens
+
+    def failing(batch: object) -> torch.Tensor:
+        raise EngineError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(target._packed, "run", failing)
+        with pytest.raises(EngineError, match="out of memory"):
+            target.step([member(target, "s", (5, 6))])
+    assert (target.num_cached_tokens("s"), len(target.history("s")), target._pool.used_tokens) == (8, 40, used)
+    assert target.step([member(target, "s")])[0].next_token is not None
+
+
+def test_unknown_token_ids_in_a_draft_are_not_computed(plain: object, target: TransformersTarget) -> None:
+    """A device may send anything: what cannot be accepted ends its draft."""
+    prompt = tiny_models.prompt(np.random.default_rng(14), 10)
+    truth = tiny_models.generate(plain, prompt, 2)
+    for unknown in (tiny_models.VOCABULARY_SIZE, -1, 1 << 40):
+        target.open("s", "", request(prompt))
+        outcome = target.step([member(target, "s", (truth[0], unknown, 7))])[0]
+        assert (outcome.num_verified, outcome.num_accepted, outcome.next_token) == (1, 1, truth[1])
 
 
 @pytest.mark.parametrize("layout", ["slabs", "paged"])

@@ -65,6 +65,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "nemotron": ("NemotronConfig", _COMMON),
     "gpt2": ("GPT2Config", {**_GPT, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -112,6 +113,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lfm2": ("Lfm2Config", {**_COMMON, "layer_types": ["conv", "full_attention", "conv"]}),
+    "doge": ("DogeConfig", _COMMON),
+    "diffllama": ("DiffLlamaConfig", _COMMON),
+    "bamba": (
+        "BambaConfig",
+        {**_COMMON, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16},
+    ),
     "llama4": (
         "Llama4TextConfig",
         {

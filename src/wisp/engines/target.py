@@ -11,8 +11,9 @@ import torch
 from wisp.engines import vocabulary
 from wisp.engines.base import GenerationDefaults, ModelCard, StepMember, StepOutcome
 from wisp.engines.packed.batch import Segment
+from wisp.engines.packed.kv import KVSequence
 from wisp.engines.packed.loading import DEFAULTS, LoadedModel, LoadOptions, load
-from wisp.engines.packed.residency import Residency, Resident
+from wisp.engines.packed.residency import WORTH_COPYING, Residency, Resident, common_prefix
 from wisp.engines.processing import SamplingItem
 from wisp.engines.sampling import Decision, cut, verify
 from wisp.errors import EngineError, InvalidRequest
@@ -34,16 +35,34 @@ class _Session:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One member of a step, with the tokens that it computes."""
+    """What one member of a step has to do: the history up to `prefill_end`, then the last token and `draft`."""
 
     session: _Session
-    tokens: list[TokenId]
+    prefill_end: int
     draft: tuple[DraftedToken, ...] | None
 
     @property
+    def num_prefill(self) -> int:
+        return self.prefill_end - self.session.resident.num_cached
+
+    @property
+    def growth(self) -> tuple[KVSequence, int]:
+        """The sequence, and how long it will be before anything is rolled back."""
+        num_verified = 0 if self.draft is None else 1 + len(self.draft)
+        return self.session.resident.sequence, self.prefill_end + num_verified
+
+    @property
     def segment(self) -> Segment:
-        num_logits = 0 if self.draft is None else 1 + len(self.draft)
-        return Segment(self.session.resident.sequence, self.tokens, num_logits)
+        tokens = self.session.history[self.session.resident.num_cached : self.prefill_end]
+        if self.draft is None:
+            return Segment(self.session.resident.sequence, tokens, 0)
+        tokens += [self.session.history[-1], *(drafted.token for drafted in self.draft)]
+        return Segment(self.session.resident.sequence, tokens, 1 + len(self.draft))
+
+    @property
+    def sampling_item(self) -> SamplingItem:
+        request = self.session.request
+        return SamplingItem(self.session.history, request.num_prompt_tokens, request.sampling, self.draft or ())
 
 
 class TransformersTarget:
@@ -89,24 +108,15 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def step(self, members: Sequence[StepMember]) -> list[StepOutcome]:
-        if not members:
-            return []
         if len({member.session_id for member in members}) < len(members):
             raise EngineError("a session appears twice in one step")
         tasks = [self._task(member) for member in members]
-        segments = [task.segment for task in tasks if task.tokens]
-        growth = [(s.sequence, s.sequence.length + len(s.tokens)) for s in segments]
-        self._residency.make_room(growth)
-        try:
-            logits = self._packed.forward(segments)
-        except EngineError:
-            for segment in segments:
-                self._pool.truncate(segment.sequence, segment.sequence.length)
-            raise
-        verifying = [task for task in tasks if task.draft is not None]
-        items = [_sampling_item(task) for task in verifying]
-        decisions = dict(zip(map(id, verifying), verify(logits, items, self.card.vocabulary_size), strict=True))
-        return [self._commit(task, decisions.get(id(task))) for task in tasks]
+        self._residency.make_room([task.growth for task in tasks])
+        leaders, followers = _by_prefix(tasks)
+        outcomes = self._compute(leaders)
+        if followers:
+            outcomes |= self._compute(followers)
+        return [outcomes[id(task)] for task in tasks]
 
     def evict(self, session_id: SessionId) -> None:
         self._pool.truncate(self._session(session_id).resident.sequence, 0)
@@ -126,33 +136,52 @@ class TransformersTarget:
             raise EngineError(f"no session {session_id!r} is open") from None
 
     def _task(self, member: StepMember) -> _Task:
-        """What a member computes: its prefill (copied from another session as far as one has it), last token, draft."""
         session = self._session(member.session_id)
-        history, before = session.history, session.resident.num_cached
-        end = before + member.num_prefill_tokens
-        if end > len(history) - 1 or (member.draft is not None and end != len(history) - 1):
+        num_history, num_cached = len(session.history), session.resident.num_cached
+        end = num_cached + member.num_prefill_tokens
+        if end > num_history - 1 or (member.draft is not None and end != num_history - 1):
             raise EngineError(
-                f"session {member.session_id!r} has {len(history)} tokens, {before} of them cached: it cannot compute "
-                f"{member.num_prefill_tokens} before its last"
+                f"session {member.session_id!r} has {num_history} tokens, {num_cached} of them cached: it cannot "
+                f"compute {member.num_prefill_tokens} before its last"
             )
-        self._residency.share(session.resident, member.num_prefill_tokens)
-        tokens = history[session.resident.num_cached : end]
-        if member.draft is None:
-            return _Task(session, tokens, None)
-        draft = member.draft[: max(0, session.tokens_left - 1)]  # the last token allowed is the target's own
-        return _Task(session, [*tokens, history[-1], *(drafted.token for drafted in draft)], draft)
+        return _Task(session, end, None if member.draft is None else self._useful(member.draft, session))
 
-    def _commit(self, task: _Task, decision: Decision | None) -> StepOutcome:
+    def _useful(self, draft: tuple[DraftedToken, ...], session: _Session) -> tuple[DraftedToken, ...]:
+        """The part of a draft that can be accepted: known ids, and the last token allowed is the target's own."""
+        draft = draft[: max(0, session.tokens_left - 1)]
+        size = self.card.vocabulary_size
+        unknown = (i for i, drafted in enumerate(draft) if not 0 <= drafted.token < size)
+        return draft[: next(unknown, len(draft))]
+
+    def _compute(self, tasks: Sequence[_Task]) -> dict[int, StepOutcome]:
+        """One forward pass, after what other sessions have cached was copied; outcomes by the identity of the task."""
+        for task in tasks:
+            self._residency.share(task.session.resident, task.num_prefill)
+        segments = [segment for task in tasks if (segment := task.segment).tokens]
+        verifying = [task for task in tasks if task.draft is not None]
+        outcomes = {id(task): StepOutcome() for task in tasks}
+        if not segments:
+            return outcomes
+        try:
+            logits = self._packed.forward(segments)
+        except EngineError:
+            for segment in segments:
+                self._pool.truncate(segment.sequence, segment.sequence.length)
+            raise
+        decisions = verify(logits, [task.sampling_item for task in verifying], self.card.vocabulary_size)
+        for task, decision in zip(verifying, decisions, strict=True):
+            outcomes[id(task)] = self._commit(task, decision)
+        return outcomes
+
+    def _commit(self, task: _Task, decision: Decision) -> StepOutcome:
         """Add what was decided to the history and roll the cache back to all of it but the last token."""
-        if decision is None or task.draft is None:
-            return StepOutcome()
-        session, stop = task.session, task.session.request.stop
-        end = cut(decision, task.draft, stop.stop_token_ids, session.tokens_left)
-        session.history.extend(drafted.token for drafted in task.draft[: end.num_accepted])
+        session, draft = task.session, task.draft or ()
+        end = cut(decision, draft, session.request.stop.stop_token_ids, session.tokens_left)
+        session.history.extend(drafted.token for drafted in draft[: end.num_accepted])
         if end.next_token is not None:
             session.history.append(end.next_token)
         self._pool.truncate(session.resident.sequence, len(session.history) - 1)
-        return StepOutcome(len(task.draft), end.num_accepted, end.next_token, end.finish_reason, end.logprobs)
+        return StepOutcome(len(draft), end.num_accepted, end.next_token, end.finish_reason, end.logprobs)
 
     def _check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest for what can never be served."""
@@ -177,9 +206,28 @@ class TransformersTarget:
             )
 
 
-def _sampling_item(task: _Task) -> SamplingItem:
-    request = task.session.request
-    return SamplingItem(task.session.history, request.num_prompt_tokens, request.sampling, task.draft or ())
+def _by_prefix(tasks: Sequence[_Task]) -> tuple[list[_Task], list[_Task]]:
+    """Those to compute first, and those that can then copy a prefix from one of them (the choices of one prompt)."""
+    leaders: list[_Task] = []
+    followers: list[_Task] = []
+    fresh: list[_Task] = []
+    for task in tasks:
+        if task.session.resident.num_cached or task.num_prefill < WORTH_COPYING:
+            leaders.append(task)
+        elif any(_shares(task, other) for other in fresh):
+            followers.append(task)
+        else:
+            fresh.append(task)
+    return leaders + fresh, followers
+
+
+def _shares(task: _Task, other: _Task) -> bool:
+    """Whether `other` is about to cache most of what `task` needs."""
+    mine, others = task.session, other.session
+    if mine.resident.owner != others.resident.owner:
+        return False
+    limit = min(task.num_prefill, other.num_prefill)
+    return 2 * common_prefix(mine.history, others.history, limit) > task.num_prefill
 
 
 def model_card(loaded: LoadedModel) -> ModelCard:

@@ -6,7 +6,10 @@ reading, so that rollback is exact. One call per sequence, or one paged FlashAtt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from transformers import AttentionInterface
 
 from wisp.engines.packed.batch import RaggedBatch, causal_mask
 from wisp.engines.packed.kv import KVPool
-from wisp.errors import UnsupportedModel
+from wisp.errors import EngineError
 
 NAME = "wisp"
 _PACK_ROWS = 64
@@ -25,15 +28,26 @@ BatchAttention = Callable[[Tensor, int, RaggedBatch, float, int | None], Tensor]
 """(query [1, H, T, D], layer, batch, scaling, window) -> [1, T, H, value_dim], keys and values written already."""
 
 
+@dataclass(frozen=True, slots=True)
 class AttentionContext:
-    """What the attention function is handed through the model's keyword arguments: the batch and where its KV lies."""
+    """What the attention function has to know beside its arguments: the batch, and where its KV lies."""
 
-    __slots__ = ("batch", "batch_attention", "pool")
+    batch: RaggedBatch
+    pool: KVPool
+    batch_attention: BatchAttention | None = None
 
-    def __init__(self, batch: RaggedBatch, pool: KVPool, batch_attention: BatchAttention | None) -> None:
-        self.batch = batch
-        self.pool = pool
-        self.batch_attention = batch_attention
+
+_current: ContextVar[AttentionContext | None] = ContextVar("wisp_attention", default=None)
+
+
+@contextmanager
+def attending(context: AttentionContext) -> Iterator[None]:
+    """Attend to `context` within the block; models need not pass anything on for it."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def wisp_attention(
@@ -46,19 +60,18 @@ def wisp_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    wisp: AttentionContext | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Store the new keys and values, then attend: query [1, H, T, D] -> [1, T, H, value_dim]."""
-    layer = getattr(module, "layer_idx", None)
-    if wisp is None or layer is None:
-        raise UnsupportedModel(f"{type(module).__name__} does not pass its context on to the attention function")
-    batch, pool = wisp.batch, wisp.pool
+    layer, context = getattr(module, "layer_idx", None), _current.get()
+    if context is None or layer is None:
+        raise EngineError(f"{type(module).__name__} cannot attend: its layer or the batch is unknown")
+    batch, pool = context.batch, context.pool
     batch.layers_seen.append((layer, sliding_window))
     pool.write(layer, key[0], value[0], batch)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if wisp.batch_attention is not None and softcap is None and s_aux is None:
-        return wisp.batch_attention(query, layer, batch, scale, sliding_window), None
+    if context.batch_attention is not None and softcap is None and s_aux is None:
+        return context.batch_attention(query, layer, batch, scale, sliding_window), None
     output = torch.empty((query.shape[2], query.shape[1], value.shape[-1]), dtype=query.dtype, device=query.device)
     for index, span in enumerate(batch.spans):
         start = 0 if sliding_window is None else max(0, span.num_cached + 1 - sliding_window)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wisp.engines.packed.attention import NAME, AttentionContext, BatchAttention
+from wisp.engines.packed.attention import NAME, AttentionContext, BatchAttention, attending
 from wisp.engines.packed.batch import RaggedBatch, Segment, pack
 from wisp.engines.packed.kv import KVPool, KVSequence
 from wisp.errors import EngineError
@@ -49,18 +49,19 @@ class PackedModel:
     @torch.inference_mode()
     def run(self, batch: RaggedBatch) -> Tensor:
         """The forward pass itself; `forward` keeps the books."""
-        context = AttentionContext(batch, self.pool, self.batch_attention)
         try:
-            output = self.model(
-                input_ids=batch.token_ids,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=batch.logit_rows,
-                wisp=context,
-            )
+            with attending(AttentionContext(batch, self.pool, self.batch_attention)):
+                output = self.model(
+                    input_ids=batch.token_ids,
+                    position_ids=batch.positions,
+                    use_cache=False,
+                    logits_to_keep=batch.logit_rows,
+                )
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise EngineError(f"the forward pass failed on {batch.positions.shape[1]} tokens: {error}") from error
         logits: Tensor = output.logits[0]
+        if len(logits) != len(batch.logit_rows):  # some models ignore which rows are wanted
+            logits = logits[batch.logit_rows]
         return logits.float()
 
     def layers_of(self, tokens: Sequence[TokenId]) -> list[tuple[int, int | None]]:

@@ -14,7 +14,7 @@ from itertools import chain
 from wisp.engines.packed.kv import KVPool, KVSequence, PoolFull
 from wisp.types import TokenId
 
-_WORTH_COPYING = 16
+WORTH_COPYING = 16
 """Shorter prefixes are computed again sooner than found."""
 
 
@@ -51,7 +51,7 @@ class Residency:
 
     def share(self, resident: Resident, limit: int) -> None:
         """Give a resident with nothing cached the longest prefix, of at most `limit` tokens, that another one has."""
-        if resident.num_cached == 0 and limit >= _WORTH_COPYING:
+        if resident.num_cached == 0 and limit >= WORTH_COPYING:
             self._copy(resident, limit)
 
     def close(self, key: Hashable) -> None:
@@ -98,7 +98,7 @@ class Residency:
         """Copy the longest common prefix of any resident, as far as there is room."""
         others = chain(self._open.values(), self._closed.values())
         source, length = _longest(others, resident, limit)
-        if source is None or length < _WORTH_COPYING:
+        if source is None or length < WORTH_COPYING:
             return
         self._closed.pop(id(source), None)  # not to be freed while it is copied
         try:

@@ -28,6 +28,8 @@ _LONGEST_WINDOW = 512  # a longer sliding window is checked by what the layers a
 _PAST_WINDOW = 24
 _CHUNK, _WRONG = 16, 4
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_SPARSE_ATTENTION = ("attention_chunk_size", "index_topk", "keep_window_size")
+"""Settings of attention that leaves keys out only in contexts longer than the ones that are tried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ def check_configuration(config: Any) -> None:
     if unknown := set(kinds) - _LAYER_TYPES:
         raise UnsupportedModel(
             f"the model type {config.model_type} is not supported: it has layers of the kind {', '.join(sorted(unknown))}"
+        )
+    if sparse := [key for key in _SPARSE_ATTENTION if getattr(config.get_text_config(), key, None)]:
+        raise UnsupportedModel(
+            f"the model type {config.model_type} is not supported: its attention is sparse ({', '.join(sparse)})"
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,11 +91,10 @@ class SlabPool:
         rows = batch.memo.get(memo_key)
         if rows is None:
             length = self._layers[0][0].tensor.shape[2]
-            slots = torch.tensor([span.sequence.blocks[0] for span in batch.spans])
-            slots = slots.repeat_interleave(torch.tensor([span.num_new for span in batch.spans]))
-            heads = torch.arange(num_heads)[:, None]
-            rows = ((slots * num_heads + heads) * length + batch.positions[0]).flatten()
-            batch.memo[memo_key] = rows
+            slots = np.repeat([span.sequence.blocks[0] for span in batch.spans], [span.num_new for span in batch.spans])
+            heads = np.arange(num_heads)[:, None]
+            indices = (slots * num_heads + heads) * length + batch.positions[0].numpy()
+            rows = batch.memo[memo_key] = torch.from_numpy(indices.ravel())
         return rows
 
     def _paged(self, length: int) -> int:
