@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from wisp.config import EdgeConfig, ModelConfig
 from wisp.demo.pair import DRAFT
-from wisp.demo.view import Pane
+from wisp.demo.view import Detokenise, Pane
 from wisp.edge.app import connected_device
 from wisp.edge.device import Device
 from wisp.edge.settings import GenerationSettings
@@ -27,7 +27,8 @@ class DeviceKind:
 
     @property
     def title(self) -> str:
-        return f"{self.name} (emulated: +{self.draft_time * 1e3:.0f} ms a draft token, +{self.rtt * 1e3:.0f} ms RTT)"
+        """Fits the narrowest pane."""
+        return f"{self.name}, emulated +{self.draft_time * 1e3:.0f} ms/token +{self.rtt * 1e3:.0f} ms RTT"
 
 
 FLEET = (
@@ -105,5 +106,5 @@ async def fleet(address: str, num_draft_tokens: int) -> AsyncGenerator[Sequence[
         yield devices
 
 
-def _detokenise(device: Device):  # type: ignore[no-untyped-def]
+def _detokenise(device: Device) -> Detokenise:
     return lambda tokens: device.tokenizer.decode(list(tokens), skip_special_tokens=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -30,14 +30,13 @@ class Pane:
     detokenise: Detokenise
     session: Session | None = None
     status: str = "waiting"
-    done: list[Session] = field(default_factory=list)
 
     def render(self, lines: int) -> RenderableType:
         """The newest `lines` lines of the running text."""
         subtitle = self.status
         if self.session is not None:
             share = summarise_drafting(self.session.records).accepted_share
-            subtitle += f" | {self.session.num_output_tokens} tokens, {share:.0%} of drafts accepted"
+            subtitle += f": {self.session.num_output_tokens} tokens, {share:.0%} accepted"
         text = Text("") if self.session is None else session_text(self.session, self.detokenise)
         return Panel(_tail(text, lines), title=self.title, subtitle=subtitle, height=lines + 2)
 

@@ -1,0 +1,54 @@
+"""The command itself: messages and exit codes."""
+
+from __future__ import annotations
+
+import pytest
+
+from wisp import __version__, cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["wisp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`wisp --version` says which one."""
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"wisp {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edge", "--server", "somewhere"], "server must be HOST:PORT, not 'somewhere'"),
+        (["edge", "--server", "a:1", "--draft-tokens", "-1"], "max_draft_tokens must not be negative, not -1"),
+        (["serve", "model", "--dtype", "int3"], "dtype must be one of auto, float32, bfloat16, float16, not 'int3'"),
+        (["serve", "model", "--kv-gib", "0"], "kv_gib must be positive, not 0.0"),
+        (["serve", "no/such/folder/or/model"], "no/such/folder/or/model"),
+    ],
+)
+def test_wrong_options_end_with_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """The caller's faults: exit code 2, what was wrong, no traceback."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(monkeypatch, *arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A light installation says what to install for a heavy command."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(name="uvicorn")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert run(monkeypatch, "edge", "--server", "a:1") == 2
+    errors = capsys.readouterr().err
+    assert "needs the package 'uvicorn'" in errors
+    assert "'.[edge]'" in errors
