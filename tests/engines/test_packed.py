@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from wisp.engines.packed.model import PackedModel
 from wisp.engines.packed.paged import PagedPool
 from wisp.engines.packed.residency import Residency, common_prefix
 from wisp.engines.packed.slabs import SlabPool
-from wisp.errors import ConfigError, EngineError, UnsupportedModel
+from wisp.errors import ConfigError, EngineError, ModelTooLarge, UnsupportedModel
 
 GEOMETRY = KVGeometry((LayerGeometry(2, 16, 16), LayerGeometry(1, 32, 8)), torch.float32)
 CPU = torch.device("cpu")
@@ -119,6 +120,25 @@ def test_slabs_return_memory_to_the_system() -> None:
     released = [part[:, 1024:] for part in content(pool, sequence)]
     if pool._layers[0][0].memory is not None:
         assert not any(part.any() for part in released)
+
+
+def test_slabs_work_without_lazy_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has none, plain tensors serve; where it refuses address space, the error says what to lower."""
+    with monkeypatch.context() as patched:
+        patched.setattr("wisp.engines.packed.slabs._lazy_memory", lambda num_bytes: None)
+        pool = SlabPool(GEOMETRY, 4096, 64, 2)
+        sequence = KVSequence()
+        fill(pool, [sequence], [40], seed=0)
+        pool.truncate(sequence, 0)
+        assert pool.used_tokens == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Cannot allocate memory")
+
+    if sys.platform == "linux":
+        monkeypatch.setattr("wisp.engines.packed.slabs.mmap.mmap", refuse)
+        with pytest.raises(ModelTooLarge, match="address space"):
+            SlabPool(GEOMETRY, 4096, 64, 2)
 
 
 def test_slots_are_limited() -> None:

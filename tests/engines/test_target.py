@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.loading import LoadOptions, load
 from wisp.engines.target import TransformersTarget
 from wisp.errors import EngineError, InvalidRequest, ModelError, ModelTooLarge
-from wisp.types import DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules
+from wisp.types import AcceptanceRule, DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules
 
 Drafts = Callable[[np.random.Generator, Sequence[int], int], list[int]]
 
@@ -372,3 +373,20 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path
         load(str(folder), LoadOptions(device="cpu"))
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(str(folder / "nothing"))
+
+
+def test_a_trimmed_token_is_still_proposed() -> None:
+    """Under rejection sampling the token at the cut may be the one that is emitted, at no extra position."""
+    target = TransformersTarget(tiny_models.loaded("llama", kv_tokens=16384))
+    tokens = tiny_models.prompt(np.random.default_rng(0), 8)
+    for seed in range(40):
+        sampling = SamplingParams(temperature=1.0, seed=seed, rule=AcceptanceRule.REJECTION)
+        for name in ("whole", "cut"):
+            target.open(f"{name} {seed}", "me", request(tokens, sampling=sampling))
+    seeds = range(40)
+    whole = target.step([member(target, f"whole {seed}", [7]) for seed in seeds])
+    cut = target.step([replace(member(target, f"cut {seed}"), trimmed=DraftedToken(7)) for seed in seeds])
+    assert {outcome.num_verified for outcome in cut} == {0}
+    # both accept 7 with the same noise; the draft that is verified goes on to one more token then
+    first = [7 if outcome.num_accepted else outcome.next_token for outcome in whole]
+    assert [outcome.next_token for outcome in cut] == first

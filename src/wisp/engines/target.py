@@ -40,6 +40,7 @@ class _Task:
     session: _Session
     prefill_end: int
     draft: tuple[DraftedToken, ...] | None
+    trimmed: DraftedToken | None = None
 
     @property
     def num_prefill(self) -> int:
@@ -61,8 +62,8 @@ class _Task:
 
     @property
     def sampling_item(self) -> SamplingItem:
-        request = self.session.request
-        return SamplingItem(self.session.history, request.num_prompt_tokens, request.sampling, self.draft or ())
+        request, draft = self.session.request, self.draft or ()
+        return SamplingItem(self.session.history, request.num_prompt_tokens, request.sampling, draft, self.trimmed)
 
 
 class TransformersTarget:
@@ -144,7 +145,10 @@ class TransformersTarget:
                 f"session {member.session_id!r} has {num_history} tokens, {num_cached} of them cached: it cannot "
                 f"compute {member.num_prefill_tokens} before its last"
             )
-        return _Task(session, end, None if member.draft is None else self._useful(member.draft, session))
+        if member.draft is None:
+            return _Task(session, end, None)
+        draft = self._useful(member.draft, session)
+        return _Task(session, end, draft, member.trimmed if len(draft) == len(member.draft) else None)
 
     def _useful(self, draft: tuple[DraftedToken, ...], session: _Session) -> tuple[DraftedToken, ...]:
         """The part of a draft that can be accepted: known ids, and the last token allowed is the target's own."""

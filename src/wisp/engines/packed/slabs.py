@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wisp.engines.packed.batch import RaggedBatch
 from wisp.engines.packed.kv import KVGeometry, KVSequence, LayerGeometry, PoolFull, pages
+from wisp.errors import ModelTooLarge
 
 _OS_PAGE = 4096
 _LENGTH_MULTIPLE = 2048  # so that the slab of each head begins on a page of the operating system
@@ -159,6 +160,12 @@ def _lazy_memory(num_bytes: int) -> mmap.mmap | None:
     if sys.platform != "linux":
         return None
     no_reserve = 0x4000
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    except OSError as error:
+        raise ModelTooLarge(
+            f"the system refuses {num_bytes / (1 << 30):.0f} GiB of address space for the KV cache ({error}): lower "
+            "the number of sequences or the context length"
+        ) from error
     memory.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page would commit 2 MiB for one token
     return memory
