@@ -25,7 +25,7 @@ from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
 from wisp.server.logs import log, log_to_stderr
 from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry
-from wisp.server.security import Protection, edge_command, protect
+from wisp.server.security import Protection, edge_command, protect, reachable
 from wisp.server.service import VerifierService
 
 _HEALTH: Any = health  # its asyncio half has no type hints
@@ -43,6 +43,7 @@ GRPC_OPTIONS = (
 SWEEP_PERIOD = 5.0
 """Seconds between two looks for sessions whose device did not come back."""
 DRAIN_POLL = 0.02
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def build_engine(config: ServerConfig) -> TargetEngine:
@@ -135,10 +136,11 @@ async def start_server(
     *,
     scheduler: Scheduler | None = None,
     observe: Callable[[BatchRecord], None] | None = None,
+    protection: Protection | None = None,
     stall_timeout: float = 30.0,
 ) -> RunningServer:
     """Serve `engine` from this event loop; the caller keeps the engine. Raises ConfigError."""
-    protection = protect(config)
+    protection = protection or protect(config)
     clock = asyncio.get_running_loop().time
     scheduler = scheduler or FCFSScheduler(scheduler_limits(engine, config))
     thread = EngineThread()
@@ -158,7 +160,7 @@ async def start_server(
     server, health_servicer, port = await _listen(config, protection, service)
     tasks = (asyncio.create_task(loop.run()), asyncio.create_task(_forget_idle(registry, config.idle_timeout)))
     return RunningServer(
-        address=_address(config.host, port),
+        address=reachable(config, port),
         port=port,
         card=engine.card,
         protection=protection,
@@ -176,24 +178,26 @@ async def start_server(
 def serve(config: ServerConfig, *, json_output: bool) -> int:
     """Run `wisp serve` until SIGTERM or SIGINT; returns the exit status. Raises UserError."""
     log_to_stderr(as_json=json_output)
-    protect(config)  # what is wrong with it should show before minutes of loading
+    protection = protect(config)  # what is wrong with it should show before minutes of loading
     log.info("loading", model=config.target.model)
     engine = build_engine(config)
     try:
-        return asyncio.run(_serve(engine, config, json_output=json_output))
+        return asyncio.run(_serve(engine, config, protection, json_output=json_output))
     finally:
         engine.shutdown()
 
 
-async def _serve(engine: TargetEngine, config: ServerConfig, *, json_output: bool) -> int:
-    running = await start_server(engine, config)
-    _announce(running, engine, config, json_output=json_output)
+async def _serve(engine: TargetEngine, config: ServerConfig, protection: Protection, *, json_output: bool) -> int:
     told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    running = await start_server(engine, config, protection=protection)
+    _announce(running, engine, config, json_output=json_output)
     failed = asyncio.create_task(running.failed())
     stopping = asyncio.create_task(told.wait())
     await asyncio.wait({failed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for number in SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)  # a second signal ends the process at once
     broken = failed.exception() if failed.done() else None
     if broken is not None:
         log.critical("the verification loop failed", error=repr(broken), exc_info=broken)
@@ -216,6 +220,8 @@ def _announce(running: RunningServer, engine: TargetEngine, config: ServerConfig
         sys.stdout.write(json.dumps(_ready(running, engine)) + "\n")
         sys.stdout.flush()
     sys.stderr.write(f"\nConnect a device:\n\n    {command}\n\n")
+    if protection.own_token is not None:
+        sys.stderr.write(f"The token is the first word of {config.security.state_dir / 'token'}\n\n")
     sys.stderr.flush()
 
 

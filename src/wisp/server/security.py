@@ -160,19 +160,26 @@ def protect(config: ServerConfig, environment: Mapping[str, str] = os.environ) -
 
 def edge_command(config: ServerConfig, protection: Protection, port: int) -> str:
     """The line that connects a device; the token itself is in it only when it was just made."""
-    words = ["wisp edge --server", _reachable(config, port)]
+    words = ["wisp edge --server", reachable(config, port)]
     if protection.certificate is not None and protection.private_ca:
         words += ["--ca-fingerprint", protection.certificate.ca_fingerprint]
     if protection.client_ca is not None:
         words += ["--certificate CERTIFICATE.pem --private-key KEY.pem"]
-    if protection.own_token is not None:
-        path = config.security.state_dir / "token"
-        words += ["--token", protection.own_token if protection.own_token_is_new else f'"$(cat {path})"']
+    if protection.own_token is not None and protection.own_token_is_new:
+        words += ["--token", protection.own_token]
     elif protection.credentials.tokens is not None:
         words += ["--token TOKEN"]
     if protection.certificate is None and not config.on_loopback:
         words += ["--insecure"]
     return " ".join(words)
+
+
+def reachable(config: ServerConfig, port: int) -> str:
+    """HOST:PORT that other machines connect to, as far as this one knows."""
+    host = config.host
+    if host in WILDCARD_HOSTS:
+        host = next(iter([*config.security.server_names, *own_addresses(), "HOST"]))
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def parse_tokens(text: str, source: str) -> tuple[Credential, ...]:
@@ -221,13 +228,6 @@ def _certificate(security: SecurityConfig, host: str) -> ServerCertificate:
     if security.certificate is not None and security.private_key is not None:
         return load_certificate(security.certificate, security.private_key)
     return private_certificate(security.state_dir, certificate_hosts(host, security.server_names))
-
-
-def _reachable(config: ServerConfig, port: int) -> str:
-    host = config.host
-    if host in WILDCARD_HOSTS:
-        host = next(iter([*config.security.server_names, *own_addresses(), "HOST"]))
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def _owner_of_certificate(auth_context: Mapping[str, Sequence[bytes]]) -> str:
