@@ -401,6 +401,18 @@ async def test_failures_in_mid_stream_are_the_last_event(tmp_path: Path) -> None
         assert caught.value.type == "server_error"
 
 
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+async def test_both_acceptance_rules(tmp_path: Path, rule: str) -> None:
+    """The rule that the device is configured with reaches drafter and target, with q where it needs one."""
+    seen: list[Any] = []
+    target = FakeTarget(on_step=lambda members: seen.extend(one for member in members for one in member.draft or ()))
+    async with everything(tmp_path, target, rule=rule) as setup:
+        answer = await chat(setup, temperature=1.0, seed=3)
+        assert answer.choices[0].message.content == expected_text(CHAT_PROMPT, 24, temperature=1.0, seed=3)
+    assert seen
+    assert all((one.distribution is not None) == (rule == "rejection") for one in seen)
+
+
 async def test_penalties_and_bias_reach_the_target(setup: Setup) -> None:
     """Sampling fields arrive at the server as they were given."""
     seen: list[Any] = []

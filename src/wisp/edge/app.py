@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
-from wisp.config import EdgeConfig, ModelConfig
+from wisp.config import LOOPBACK_HOSTS, EdgeConfig, ModelConfig
 from wisp.drafting import DraftWorker
 from wisp.edge.client import ServerConnection
 from wisp.edge.device import Device
@@ -112,6 +112,9 @@ async def serving(
 def run_edge(config: EdgeConfig, *, json_output: bool) -> int:
     """Run `wisp edge` until SIGTERM or SIGINT; returns the exit status. Raises errors of the tree if it cannot start."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if config.host not in LOOPBACK_HOSTS and config.api_key is None:
+        _log.warning("everybody who reaches %s may use this endpoint: set --api-key to ask for one", config.host)
     try:
         asyncio.run(_run(config, json_output=json_output))
     except KeyboardInterrupt:

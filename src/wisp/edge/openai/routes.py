@@ -101,13 +101,14 @@ class _Endpoints:
         return await self._respond(request, body, form, choices)
 
     async def _respond(self, request: Request, body: GenerationBody, form: Form, choices: Choices) -> Response:
-        await while_connected(request, choices.open())
-        if body.stream:
-            return EventStream(choices, form, include_usage=body.include_usage)
         try:
+            await while_connected(request, choices.open())
+            if body.stream:
+                return EventStream(choices, form, include_usage=body.include_usage)
             finished = await while_connected(request, collect(choices))
-        finally:
-            choices.close()
+        except BaseException:
+            choices.close()  # whatever was cancelled before it began cannot do it
+            raise
         return JSONResponse(form.whole(finished, choices.usage))
 
     def _choices(self, prompts: Sequence[Sequence[TokenId]], settings: GenerationSettings, field: str) -> Choices:
