@@ -26,6 +26,8 @@ class RecordingDrafter(FakeDrafter):
     entered: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
     failing: bool = False
+    silent: bool = False
+    """Answers for nobody."""
 
     def draft(self, session_ids: Sequence[SessionId]) -> list[DraftedToken | None]:
         self.threads.add(threading.current_thread().name)
@@ -34,7 +36,7 @@ class RecordingDrafter(FakeDrafter):
         self.batches.append(tuple(session_ids))
         if self.failing:
             raise RuntimeError("no memory")
-        return FakeDrafter.draft(self, session_ids)
+        return [] if self.silent else FakeDrafter.draft(self, session_ids)
 
 
 @pytest.fixture
@@ -190,3 +192,13 @@ async def test_closing_while_the_prompt_is_being_read(worker: DraftWorker, draft
     drafter.gate.set()
     await asyncio.wrap_future(worker._thread.submit(int))
     assert not drafter._sessions
+
+
+async def test_an_engine_that_answers_for_too_few_is_a_failure_too(
+    worker: DraftWorker, drafter: RecordingDrafter
+) -> None:
+    """Nobody waits for ever for a token that does not come."""
+    await opened(worker, drafter, "a")
+    drafter.silent = True
+    with pytest.raises(ValueError, match="zip"):
+        await worker.draft("a")

@@ -322,6 +322,18 @@ async def test_a_wrong_key_is_refused(setup: Setup) -> None:
     assert (health.status_code, health.json()["status"]) == (200, "ok")
 
 
+async def test_pages_of_the_web_are_refused_where_no_key_is_asked_for(tmp_path: Path) -> None:
+    """A page that somebody visits must not use the endpoint on their machine; local pages may."""
+    async with everything(tmp_path, api_key=None) as setup, httpx.AsyncClient(base_url=setup.endpoint.url) as client:
+        body = {"prompt": "x", "max_tokens": 1}
+        status = {
+            origin: (await client.post("/completions", json=body, headers={"Origin": origin})).status_code
+            for origin in ("https://evil.example", "null", "http://localhost:3000")
+        }
+        assert (await client.post("/completions", json=body)).status_code == 200
+    assert status == {"https://evil.example": 403, "null": 403, "http://localhost:3000": 200}
+
+
 async def test_own_fields(setup: Setup) -> None:
     """`wisp` names the service level and the draft length; unknown ones are refused."""
     plain = await chat(setup, extra_body={"wisp": {"slo": "fast", "draft_tokens": 0}})

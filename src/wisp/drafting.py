@@ -79,12 +79,13 @@ class DraftWorker:
     async def _draft_batch(self, batch: Sequence[tuple[SessionId, asyncio.Future[DraftedToken | None]]]) -> None:
         try:
             drafted = await self._call(self.engine.draft, [session_id for session_id, _ in batch])
+            answers = list(zip(batch, drafted, strict=True))
         except Exception as error:  # noqa: BLE001 - a drafter may fail in any way; its sessions hear of it
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), token in zip(batch, drafted, strict=True):
+        for (_, future), token in answers:
             if not future.done():
                 future.set_result(token)
 

@@ -62,7 +62,9 @@ async def connected_device(
             worker = DraftWorker(engine, emulated_draft_time=config.emulated_draft_time)
             check_vocabulary(engine, target)
             connection.vocabulary = engine.vocabulary or ""
-        yield Device(config, connection, target, tokenizer, worker)
+        device = Device(config, connection, target, tokenizer, worker)
+        await asyncio.to_thread(device.chat_template.prepare)
+        yield device
     finally:
         await connection.close()
         if worker is not None:

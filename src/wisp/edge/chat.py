@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from wisp.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_RENDERER = "transformers.utils.chat_template_utils"
 _RESERVED = ("messages", "conversations", "chat_template", "tools", "documents", "return_assistant_tokens_mask")
 
 
@@ -19,6 +21,11 @@ class ChatTemplate:
 
     template: str | None
     special_tokens: Mapping[str, str]
+
+    def prepare(self) -> None:
+        """Load what rendering needs, so that the first request does not wait for it."""
+        if self.template:
+            import_module(_RENDERER)
 
     def render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
         """The prompt that asks for the next assistant message. Raises InvalidRequest."""
@@ -49,10 +56,10 @@ class ChatTemplate:
             raise _rejected(error) from error
 
     def _render(self, conversation: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         variables = {"add_generation_prompt": True, **self.special_tokens, **options}
-        rendered: Any = render_jinja_template([conversation], chat_template=self.template, **variables)
+        rendered = import_module(_RENDERER).render_jinja_template(
+            [conversation], chat_template=self.template, **variables
+        )
         return str(rendered[0][0])
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from wisp.config import LOOPBACK_HOSTS
 from wisp.edge.device import Device
 from wisp.edge.openai.choices import Choice, Choices
 from wisp.edge.openai.errors import ApiError, as_api_error, context_exceeded, from_validation, invalid
@@ -64,12 +67,12 @@ class _Endpoints:
 
     def _check_key(self, request: Request) -> None:
         expected = self._device.config.api_key
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if expected is None or (
-            scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), expected.encode())
-        ):
+        if expected is None:
+            _refuse_foreign_pages(request)
             return
-        raise ApiError(401, "missing or wrong API key: send `Authorization: Bearer <key>`", code="invalid_api_key")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), expected.encode()):
+            raise ApiError(401, "missing or wrong API key: send `Authorization: Bearer <key>`", code="invalid_api_key")
 
     async def _models(self) -> dict[str, Any]:
         return {"object": "list", "data": [self._card(self._device.target.model_id)]}
@@ -85,7 +88,7 @@ class _Endpoints:
         body = await _parse(request, ChatBody)
         check_model(body.model, self._device.target)
         settings = chat_settings(body, self._device.defaults)
-        prompt = chat_prompt(body, self._device)
+        prompt = await asyncio.to_thread(chat_prompt, body, self._device)
         form = ChatForm(self._header("chatcmpl"), self._texts, bool(body.logprobs), body.include_usage)
         return await self._respond(request, body, form, self._choices([prompt], settings, "messages"))
 
@@ -93,7 +96,7 @@ class _Endpoints:
         body = await _parse(request, CompletionBody)
         check_model(body.model, self._device.target)
         settings = completion_settings(body, self._device.defaults)
-        prompts = completion_prompts(body, self._device)
+        prompts = await asyncio.to_thread(completion_prompts, body, self._device)
         echoes = [prompt.text if body.echo else "" for prompt in prompts for _ in range(settings.num_choices)]
         header = self._header("cmpl")
         form = CompletionForm(header, self._texts, body.logprobs is not None, body.include_usage, echoes)
@@ -129,6 +132,13 @@ class _Endpoints:
 
     def _header(self, prefix: str) -> Header:
         return new_header(prefix, time.time(), self._device.target.model_id)
+
+
+def _refuse_foreign_pages(request: Request) -> None:
+    """Without a key, no page of the web may use this endpoint through the browser of whoever visits it."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).hostname not in LOOPBACK_HOSTS:
+        raise ApiError(403, f"pages of {origin} may not use this endpoint without an API key", code="foreign_origin")
 
 
 async def _parse(request: Request, kind: type[_Body]) -> _Body:
