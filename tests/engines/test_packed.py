@@ -239,6 +239,7 @@ def test_batch_invariant_mode_verifies_as_it_decodes() -> None:
         model = tiny_models.model("mistral").to(torch.bfloat16)
         options = LoadOptions(batch_invariant=invariant)
         packed = prepare(model, tiny_models.VOCABULARY_SIZE, tiny_models.CONTEXT, 1 << 22, options)
+        assert len(packed.forward([Segment(KVSequence(), tokens[:20], 0)])) == 0
         decoded, verified = decode_and_verify(packed, tokens)
         assert torch.equal(decoded, verified) == invariant
         assert torch.allclose(decoded, verified, atol=0.5)

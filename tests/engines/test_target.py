@@ -390,3 +390,22 @@ def test_a_trimmed_token_is_still_proposed() -> None:
     # both accept 7 with the same noise; the draft that is verified goes on to one more token then
     first = [7 if outcome.num_accepted else outcome.next_token for outcome in whole]
     assert [outcome.next_token for outcome in cut] == first
+
+
+def test_what_the_engine_cuts_off_is_still_proposed(target: TransformersTarget) -> None:
+    """At max_tokens and before an unknown id the engine itself trims, and the token at the cut takes part all the same."""
+    prompt = tiny_models.prompt(np.random.default_rng(0), 8)
+    outcomes: dict[str, list[int | None]] = {"long": [], "last": []}
+    for seed in range(40):
+        sampling = SamplingParams(temperature=1.0, seed=seed, rule=AcceptanceRule.REJECTION)
+        for name, max_tokens in (("long", 5), ("last", 1)):
+            target.open(name, "me", request(prompt, max_tokens, sampling))
+            outcome = target.step([member(target, name, [7])])[0]
+            outcomes[name].append(target.history(name)[len(prompt)])
+            assert outcome.num_verified == (name == "long")
+    assert outcomes["long"] == outcomes["last"]
+    target.open("s", "me", request(prompt, sampling=SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION)))
+    outcome = target.step([member(target, "s", [1 << 40])])[0]
+    assert (outcome.num_verified, outcome.num_accepted) == (0, 0)
+    assert outcome.next_token is not None
+    assert outcome.next_token < tiny_models.VOCABULARY_SIZE

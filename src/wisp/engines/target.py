@@ -41,6 +41,7 @@ class _Task:
     prefill_end: int
     draft: tuple[DraftedToken, ...] | None
     trimmed: DraftedToken | None = None
+    """The token after `draft` where something was cut off: still proposed, never computed."""
 
     @property
     def num_prefill(self) -> int:
@@ -148,7 +149,8 @@ class TransformersTarget:
         if member.draft is None:
             return _Task(session, end, None)
         draft = self._useful(member.draft, session)
-        return _Task(session, end, draft, member.trimmed if len(draft) == len(member.draft) else None)
+        left_out = member.draft[len(draft)] if len(draft) < len(member.draft) else member.trimmed
+        return _Task(session, end, draft, left_out)
 
     def _useful(self, draft: tuple[DraftedToken, ...], session: _Session) -> tuple[DraftedToken, ...]:
         """The part of a draft that can be accepted: known ids, and the last token allowed is the target's own."""

@@ -39,5 +39,5 @@ class _Blocks:
     def __call__(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
         padded = F.pad(flat, (0, 0, 0, -len(flat) % BLOCK_ROWS))
-        blocks = [self._function(block) for block in torch.split(padded, BLOCK_ROWS)]
-        return torch.cat(blocks)[: len(flat)].view(*rows.shape[:-1], -1)
+        product = torch.cat([self._function(block) for block in torch.split(padded, BLOCK_ROWS)])[: len(flat)]
+        return product.view(*rows.shape[:-1], product.shape[-1])
