@@ -342,3 +342,22 @@ def test_a_draining_server_opens_nothing_new() -> None:
             assert not it.registry.busy
 
     run(main())
+
+
+def test_opens_do_not_pile_up_behind_a_busy_engine() -> None:
+    """A device that opens the same session over and over is told to wait."""
+
+    async def main() -> None:
+        async with desk() as it:
+            device = it.device()
+            await device.opened(5)
+            device.ask(5, decode(1, N))
+            await asyncio.sleep(0.5 * STEP_TIME)
+            for epoch in range(2, 35):
+                device.open(6, epoch=epoch)
+            with pytest.raises(ServerBusy, match="wait to be opened"):
+                device.open(6, epoch=35)
+            await asyncio.sleep(STEP_TIME)
+            assert [body.epoch for body in device.bodies() if isinstance(body, pb.Opened)] == [34]
+
+    run(main())

@@ -123,6 +123,11 @@ class VerificationLoop:
         self._computing: set[SessionId] = set()
         self._in_engine: set[SessionId] = set()  # touched by the engine's thread only
 
+    @property
+    def num_waiting_operations(self) -> int:
+        """Opens and closes that wait for the engine."""
+        return len(self._operations)
+
     def open(
         self,
         session_id: SessionId,
@@ -220,7 +225,7 @@ class VerificationLoop:
         self._operations.clear()
         results = await self._run_call(lambda: [_attempt(operation.call) for operation in operations])
         for operation, result in zip(operations, results, strict=True):
-            operation.done(result)
+            _guarded(partial(operation.done, result))
 
     def _opened(
         self,
@@ -326,10 +331,7 @@ class VerificationLoop:
         work, resident.round = resident.round, None
         if work is None or self._sessions.get(session_id) is not resident:
             return
-        try:
-            work.deliver(outcome, hints)
-        except Exception:  # noqa: BLE001 - one receiver must not stop the others
-            log.exception("a verdict could not be delivered", session=session_id)
+        _guarded(partial(work.deliver, outcome, hints))
 
 
 def _step_member(member: BatchMember, resident: _Resident) -> StepMember:
@@ -341,6 +343,14 @@ def _step_member(member: BatchMember, resident: _Resident) -> StepMember:
         raise AssertionError(f"{session_id} was scheduled without a round")
     draft, rest = resident.round.draft[: member.num_verified], resident.round.draft[member.num_verified :]
     return StepMember(session_id, member.num_prefill_tokens, draft, rest[0] if rest else None)
+
+
+def _guarded(receiver: Callable[[], None]) -> None:
+    """Call back; a receiver that raises must not stop the loop that serves the others."""
+    try:
+        receiver()
+    except Exception:  # noqa: BLE001
+        log.exception("a result could not be delivered")
 
 
 def _attempt(call: Callable[[], int]) -> int | Exception:

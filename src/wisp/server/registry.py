@@ -153,6 +153,8 @@ class SessionRegistry:
         if wire_id not in stream.sessions and len(stream.sessions) >= self._limits.max_sessions_per_stream:
             limit = self._limits.max_sessions_per_stream
             raise ServerBusy(f"this stream holds {limit} sessions, the most one may hold", self._limits.retry_after)
+        if self._loop.num_waiting_operations > 4 * self._limits.max_sessions:
+            raise ServerBusy("too many sessions wait to be opened", self._limits.retry_after)
         if known is None and len(self._sessions) >= self._limits.max_sessions:
             self._drop_oldest_orphan()
         demand = SessionDemand(
