@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engines import tiny_models
 from wisp.engines.base import StepMember, StepOutcome
@@ -16,9 +17,17 @@ from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.loading import LoadOptions, load
 from wisp.engines.target import TransformersTarget
 from wisp.errors import EngineError, InvalidRequest, ModelError, ModelTooLarge
-from wisp.types import AcceptanceRule, DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules
-
-Drafts = Callable[[np.random.Generator, Sequence[int], int], list[int]]
+from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
+from wisp.types import (
+    AcceptanceRule,
+    Batch,
+    DraftedToken,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    StopRules,
+    VerificationRequest,
+)
 
 
 def request(
@@ -373,6 +382,66 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path
         load(str(folder), LoadOptions(device="cpu"))
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(str(folder / "nothing"))
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    """What transformers would fill with random numbers is an error."""
+    file = tiny_models.save(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(str(tmp_path), LoadOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("layout", ["slabs", "paged"])
+def test_the_scheduler_keeps_the_cache_within_its_capacity(plain: object, layout: str) -> None:
+    """Six sessions share a pool that holds two or three: its evictions suffice, and the tokens stay right."""
+    target = TransformersTarget(tiny_models.loaded("llama", kv_tokens=768, kv_layout=layout))
+    limits = SchedulerLimits(
+        kv_capacity_tokens=target.kv_capacity_tokens, kv_page_tokens=target.kv_page_tokens, max_prefill_tokens=64
+    )
+    scheduler = FCFSScheduler(limits)
+    rng = np.random.default_rng(16)
+    truth, evictions = {}, 0
+    for index in range(6):
+        prompt = tiny_models.prompt(rng, 100 + 17 * index)
+        truth[str(index)] = [*prompt, *tiny_models.generate(plain, prompt, 24)]
+        target.open(str(index), "me", request(prompt, 24))
+        scheduler.add(arrival(target, str(index), 0.0))
+    for now in range(1, 400):
+        if not isinstance(batch := scheduler.schedule(float(now)), Batch):
+            break
+        for session_id in scheduler.evictions():
+            target.evict(session_id)
+            evictions += 1
+        for one, outcome in zip(batch.members, target.step(as_members(batch, target, truth)), strict=True):
+            session_id = one.request.session_id
+            scheduler.cached(session_id, target.num_cached_tokens(session_id), float(now))
+            if outcome.finish_reason is not None:
+                scheduler.release(session_id)
+                target.evict(session_id)
+            elif one.completes:
+                scheduler.add(arrival(target, session_id, float(now)))
+    assert evictions > 5
+    assert {session_id: list(target.history(session_id)) for session_id in truth} == truth
+
+
+def arrival(target: TransformersTarget, session_id: str, now: float) -> VerificationRequest:
+    """A request to verify three tokens."""
+    num_history, num_cached = len(target.history(session_id)), target.num_cached_tokens(session_id)
+    return VerificationRequest(session_id, 0, num_history, num_cached, 3, now)
+
+
+def as_members(batch: Batch, target: TransformersTarget, truth: dict[str, list[int]]) -> list[StepMember]:
+    """A batch in the engine's words; of each draft the first two tokens are right."""
+    members = []
+    for one in batch.members:
+        session_id = one.request.session_id
+        num_history = len(target.history(session_id))
+        draft = [*truth[session_id][num_history : num_history + 2], 3, 3, 3][: one.num_verified or 0]
+        members.append(StepMember(session_id, one.num_prefill_tokens, drafted(draft) if one.completes else None))
+    return members
 
 
 def test_a_trimmed_token_is_still_proposed() -> None:
