@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -230,3 +231,25 @@ async def test_more_verified_than_drafted_is_a_protocol_error() -> None:
         session.deliver(pb.Verdict(round=1, num_committed=len(PROMPT), num_verified=2, num_accepted=2, final=True))
         with pytest.raises(ProtocolError, match="of a draft of 0"):
             await anext(verdicts)
+
+
+async def test_a_session_that_hears_nothing_does_not_cut_off_the_others() -> None:
+    """The stream is dead only when nothing at all arrives on it; a session alone is opened again."""
+    hold = threading.Event()
+    target = FakeTarget(on_step=lambda members: hold.wait(20.0) and None)
+    async with serving(target) as server, connection(edge_config(server.address, round_timeout=0.1)) as given:
+        session = given.session()
+        session.open(REQUEST, 0)
+        await session.opened()
+        verdicts = session.decode(DecodeRequest(1, len(PROMPT), 1))
+        given._last_frame_at += 3600.0
+        with pytest.raises(ConnectionLost, match="no verdict"):
+            await anext(verdicts)
+        given._last_frame_at -= 3600.0
+        stream = given._stream
+        assert stream is not None
+        assert not stream._aborted.done()
+        with pytest.raises(ConnectionLost, match="no verdict"):
+            await anext(verdicts)
+        assert stream._aborted.done()
+        hold.set()

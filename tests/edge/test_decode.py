@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +13,7 @@ from tests.fakes import FakeDrafter, FakeTarget
 from wisp.drafting import DraftWorker
 from wisp.edge.decode import SHORT_DECODE
 from wisp.errors import ConnectionLost, EngineError, InvalidRequest, ServerBusy, SessionLost
-from wisp.types import DecodeRequest, DraftedToken, DraftRequest, GenerationRequest
+from wisp.types import DecodeRequest, DraftedToken, DraftRequest, GenerationRequest, Verdict
 
 
 @pytest.fixture
@@ -191,3 +191,21 @@ async def test_sampled_output_is_the_targets_too(worker: DraftWorker, seed: int)
     """With shared noise a sampled output repeats exactly."""
     request = generation_request(temperature=1.0, seed=seed)
     assert await output_of(generation(MemoryRemote(FakeTarget()), worker, request)) == fakes.generate(request)
+
+
+async def test_a_null_verdict_takes_back_the_draft(worker: DraftWorker, caplog: pytest.LogCaptureFixture) -> None:
+    """A round that the server ends without a token leaves no trace in the drafter."""
+
+    class Interrupting(MemoryRemote):
+        async def ask_all(self, request: DraftRequest | DecodeRequest) -> AsyncIterator[Verdict]:
+            if isinstance(request, DraftRequest) and len(self.asked) % 3 == 0:
+                yield Verdict(request.round, 0, 0, None)
+                return
+            async for verdict in super().ask_all(request):
+                yield verdict
+
+    request, remote = generation_request(), Interrupting(FakeTarget())
+    given = generation(remote, worker, request)
+    assert await output_of(given) == fakes.generate(request)
+    assert any(record.num_drafted and not record.num_verified for record in given.session.records)
+    assert "without drafts" not in caplog.text

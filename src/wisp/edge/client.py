@@ -63,6 +63,7 @@ class ServerConnection:
         """Set while there is a stream, or a refusal."""
         self._failure: WispError = ConnectionLost("not connected yet")
         self._num_failures = 0
+        self._last_frame_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -118,8 +119,10 @@ class ServerConnection:
         self._stream.send(frame)
 
     def abandon(self, reason: str) -> None:
-        """Take the stream for dead, so that it is opened again."""
-        self._abort(ConnectionLost(reason))
+        """Take the stream for dead, so that it is opened again; unless others still hear from the server."""
+        silence = asyncio.get_running_loop().time() - self._last_frame_at
+        if silence >= self._config.round_timeout:
+            self._abort(ConnectionLost(reason))
 
     def forget(self, session: RemoteSession) -> None:
         """Deliver nothing to the session any more."""
@@ -170,6 +173,7 @@ class ServerConnection:
             stream = FrameStream(call, self._config.emulated_rtt / 2.0, self._on_frame)
             self._welcome(await stream.greet(self._device_hello(), self._config.connect_timeout))
             self._stream = stream
+            self._last_frame_at = asyncio.get_running_loop().time()
             self._settled.set()
             await stream.run()
         finally:
@@ -198,6 +202,7 @@ class ServerConnection:
         self._instance = hello.instance
 
     def _on_frame(self, frame: pb.ServerFrame) -> None:
+        self._last_frame_at = asyncio.get_running_loop().time()
         body = frame.WhichOneof("body")
         if body == "error":
             self._on_error(frame.error)

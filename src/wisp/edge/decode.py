@@ -160,9 +160,8 @@ class Generation:
     def _commit(self, verdict: Verdict) -> Committed:
         num_drafted = len(self.session.draft)
         tokens = self.session.on_verdict(verdict, self.clock())
-        if tokens:
-            num_accepted = min(verdict.num_accepted, num_drafted)
-            self.drafting.record(num_accepted, tokens[num_accepted:])
+        num_accepted = min(verdict.num_accepted, num_drafted)
+        self.drafting.record(num_accepted, tokens[num_accepted:])
         return Committed(tuple(tokens), verdict.logprobs if tokens else (), self.session.finish_reason)
 
     async def _resume(self, error: WispError) -> None:

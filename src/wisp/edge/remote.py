@@ -26,7 +26,7 @@ class Connection(Protocol):
         ...
 
     def abandon(self, reason: str) -> None:
-        """Take the stream for dead."""
+        """Take the stream for dead if nobody else hears from the server either."""
         ...
 
     def forget(self, session: RemoteSession) -> None:

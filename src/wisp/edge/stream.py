@@ -84,7 +84,7 @@ class FrameStream:
             done, _ = await asyncio.wait([*tasks, self._aborted], return_when=asyncio.FIRST_COMPLETED)
             for ended in (self._aborted, *tasks):
                 if ended in done:
-                    ended.result()
+                    _raise_end(ended)
         finally:
             for task in tasks:
                 task.cancel()
@@ -123,6 +123,12 @@ def wire_errors() -> Iterator[None]:
         raise _lost(error.code(), error.details()) from None
     except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
         raise ConnectionLost(f"the stream has ended: {error}") from None
+
+
+def _raise_end(ended: asyncio.Future[NoReturn]) -> None:
+    if ended.cancelled():  # the call, not this task: it must not pass for a shutdown of ours
+        raise ConnectionLost("the call was cancelled")
+    ended.result()
 
 
 def _lost(code: grpc.StatusCode, details: str | None) -> WispError:
