@@ -171,6 +171,23 @@ def test_long_prompts_are_computed_in_chunks_and_booked_after_each() -> None:
     run(main())
 
 
+def test_a_round_may_take_the_place_of_one_whose_prompt_is_being_computed() -> None:
+    """What the running chunk adds to the cache counts for it."""
+
+    async def main() -> None:
+        async with bench(Logged(SchedulerLimits(max_prefill_tokens=4))) as it:
+            await it.open("a", generation(PROMPT[:10]))
+            it.submit("a")
+            await asyncio.sleep(1)
+            assert it.loop.cancel("a")
+            it.submit("a")
+            await asyncio.sleep(10 * STEP_TIME)
+            assert it.outcomes == [(3 * STEP_TIME, "a")]
+            assert [step[0].num_prefill_tokens for step in it.target.steps] == [4, 4, 1]
+
+    run(main())
+
+
 def test_evictions_come_before_the_batch_that_needs_the_room() -> None:
     """And the evicted session's next request starts from an empty cache."""
 

@@ -277,6 +277,9 @@ class VerificationLoop:
         residents = [self._sessions[member.request.session_id] for member in batch.members]
         steps = [_step_member(member, resident) for member, resident in zip(batch.members, residents, strict=True)]
         self._computing = {member.request.session_id for member in batch.members if member.completes}
+        for member, resident in zip(batch.members, residents, strict=True):
+            # Booked now: a round that takes the place of one in prefill may be queued before this batch is done.
+            resident.num_cached += member.num_prefill_tokens
         started = self._clock()
         result = await self._run_call(partial(self._compute, steps, evictions))
         elapsed = self._clock() - started

@@ -74,6 +74,7 @@ class ServerSession:
     _running: _Running | None = field(default=None, init=False)
     _pending: DraftRequest | DecodeRequest | None = field(default=None, init=False)
     """The newest round, while the engine is busy with the one before (or with opening)."""
+    _pending_cancelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.request.tokens)
@@ -102,16 +103,14 @@ class ServerSession:
             self._send_null(self._pending, keep=False)
             self._pending = None
         if self.opened_frame is None or self._running is not None:
-            self._pending = request
+            self._pending, self._pending_cancelled = request, False
         else:
             self._start(request)
 
     def on_cancel(self, round_number: int) -> None:
         """End a round early; what the engine is computing already still counts."""
         if self._pending is not None and self._pending.round == round_number:
-            request, self._pending = self._pending, None
-            self.round, self._frames = round_number, []
-            self._send_null(request)
+            self._pending_cancelled = True
         elif self._running is not None and self.round == round_number:
             self._stop_running()
 
@@ -233,7 +232,10 @@ class ServerSession:
 
     def _start_pending(self) -> None:
         request, self._pending = self._pending, None
-        if request is not None:
+        if request is not None and self._pending_cancelled:
+            self.round, self._frames = request.round, []
+            self._send_null(request)
+        elif request is not None:
             self._start(request)
 
     # Frames
