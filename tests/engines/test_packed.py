@@ -376,7 +376,7 @@ def test_a_batch_kernel_that_disagrees_is_not_used(
             rows = []
             for index, span in enumerate(batch.spans):
                 keys, values = pool.read(layer, batch, index, 0)
-                mask = causal_mask(batch, index, window if fault is None else None, 0)
+                mask = causal_mask(batch, index, window if fault is None else None, 0, repeats=2)
                 rows.append(
                     attention._attend(query[0, :, span.start : span.end], keys, values, mask, scale, None, None)
                 )

@@ -73,11 +73,14 @@ def wisp_attention(
     if context.batch_attention is not None and softcap is None and s_aux is None:
         return context.batch_attention(query, layer, batch, scale, sliding_window), None
     output = torch.empty((query.shape[2], query.shape[1], value.shape[-1]), dtype=query.dtype, device=query.device)
+    attend = _attend_by_row if batch.one_row_attention else _attend
+    groups = (
+        1 if attend is _attend_by_row or softcap is not None or s_aux is not None else query.shape[1] // key.shape[1]
+    )
     for index, span in enumerate(batch.spans):
         start = 0 if sliding_window is None else max(0, span.num_cached + 1 - sliding_window)
         keys, values = pool.read(layer, batch, index, start)
-        mask = causal_mask(batch, index, sliding_window, start)
-        attend = _attend_by_row if batch.one_row_attention else _attend
+        mask = causal_mask(batch, index, sliding_window, start, groups if span.num_new <= _PACK_ROWS else 1)
         output[span.start : span.end] = attend(
             query[0, :, span.start : span.end], keys, values, mask, scale, softcap, s_aux
         )
@@ -96,7 +99,10 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of one sequence: query [H, n, D], keys and values [KV, L, D], mask [n, L] -> [n, H, value_dim]."""
+    """Attention of one sequence: query [H, n, D], keys and values [KV, L, D], mask [n, L] -> [n, H, value_dim].
+
+    Where the heads of a group are packed, the mask is already repeated for each of them: [H / KV * n, L].
+    """
     num_heads, num_new, _ = query.shape
     groups = num_heads // keys.shape[0]
     if softcap is not None or sinks is not None:
@@ -107,8 +113,7 @@ def _attend(
         )
         return out[0].transpose(0, 1)
     packed = query.reshape(1, keys.shape[0], groups * num_new, query.shape[-1])
-    packed_mask = None if mask is None else mask.repeat(groups, 1)
-    out = F.scaled_dot_product_attention(packed, keys[None], values[None], attn_mask=packed_mask, scale=scale)
+    out = F.scaled_dot_product_attention(packed, keys[None], values[None], attn_mask=mask, scale=scale)
     return out.view(num_heads, num_new, -1).transpose(0, 1)
 
 

@@ -92,19 +92,19 @@ def pack(segments: Sequence[Segment], device: torch.device, dtype: torch.dtype, 
     return RaggedBatch(spans, token_ids[None], position_ids[None], logit_rows, dtype, one_row_attention=one_row)
 
 
-def causal_mask(batch: RaggedBatch, index: int, window: int | None, start: int) -> Tensor | None:
+def causal_mask(batch: RaggedBatch, index: int, window: int | None, start: int, repeats: int = 1) -> Tensor | None:
     """What the new tokens of span `index` may not see of the positions from `start` on; None: they see all of them.
 
-    Additive, [num_new, length - start], 0 or -inf. A token at position p sees those from p - window + 1 to p.
+    Additive, [repeats * num_new, length - start], 0 or -inf. A token at position p sees those from p - window + 1 to p.
     """
     span = batch.spans[index]
     limited = window is not None and span.length - start > window
     if span.num_new == 1 and not limited:
         return None
-    key = ("mask", index, window if limited else None, start)
+    key = ("mask", index, window if limited else None, start, repeats)
     mask = batch.memo.get(key)
     if mask is None:
-        mask = batch.memo[key] = _mask(span, window if limited else None, start, batch)
+        mask = batch.memo[key] = _mask(span, window if limited else None, start, batch).repeat(repeats, 1)
     return mask
 
 
