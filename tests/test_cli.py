@@ -27,6 +27,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (["edge", "--server", "a:1", "--draft-tokens", "-1"], "max_draft_tokens must not be negative, not -1"),
         (["serve", "model", "--dtype", "int3"], "dtype must be one of auto, float32, bfloat16, float16, not 'int3'"),
         (["serve", "model", "--kv-gib", "0"], "kv_gib must be positive, not 0.0"),
+        (["serve", "model", "--max-context", "-5"], "max_context must be positive, not -5"),
         (["serve", "no/such/folder/or/model"], "no/such/folder/or/model"),
     ],
 )

@@ -25,12 +25,17 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: one
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; auto: float32 on a CPU, the checkpoint's on a GPU.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; more than one pays only on cores that nobody else uses.")]
+MemoryGib = Annotated[float | None, typer.Option(help="GiB for weights and KV cache; default: what is free.")]
+MaxContext = Annotated[int | None, typer.Option(help="Longest context in tokens; default: the model's own.")]
 KvGib = Annotated[float | None, typer.Option(help="GiB for the KV cache; default: derived from the free memory.")]
 
 
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="Target model: a folder or a hub name.")],
+    name: Annotated[
+        str | None, typer.Option(help="Model name for clients; default: the hub's, or the folder's.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; off loopback, TLS and tokens are set up.")
     ] = "127.0.0.1",
@@ -38,7 +43,9 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = 1,
+    memory_gib: MemoryGib = None,
     kv_gib: KvGib = None,
+    max_context: MaxContext = None,
     batch_invariant: Annotated[
         bool, typer.Option(help="Same bits for any batch: bf16 verification equals bf16 decoding; slower.")
     ] = False,
@@ -79,7 +86,7 @@ def serve(
     if state_dir is not None:
         security = replace(security, state_dir=state_dir)
     config = ServerConfig(
-        target=ModelConfig(model, dtype, device, threads, kv_gib, batch_invariant),
+        target=ModelConfig(model, name, dtype, device, threads, memory_gib, kv_gib, max_context, batch_invariant),
         host=host,
         port=port,
         security=security,
@@ -119,7 +126,9 @@ def edge(
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = 1,
+    memory_gib: MemoryGib = None,
     kv_gib: KvGib = None,
+    max_context: MaxContext = None,
     emulated_draft_ms: Annotated[float, typer.Option(help="Act as a slower device: added per drafted token.")] = 0.0,
     emulated_rtt_ms: Annotated[float, typer.Option(help="Act as a farther device: added round trip.")] = 0.0,
     json_output: Json = False,
@@ -129,7 +138,9 @@ def edge(
 
     config = EdgeConfig(
         server=server,
-        draft=None if draft is None else ModelConfig(draft, dtype, device, threads, kv_gib),
+        draft=None
+        if draft is None
+        else ModelConfig(draft, None, dtype, device, threads, memory_gib, kv_gib, max_context),
         host=host,
         port=port,
         max_draft_tokens=draft_tokens,

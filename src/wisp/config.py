@@ -21,17 +21,25 @@ class ModelConfig:
 
     model: str
     """Folder or hub name."""
+    name: str | None = None
+    """What the other end knows it by; None: the hub name, or the folder's own name."""
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 1
     """More than one thread pays only on cores that nobody else uses: waiting at barriers costs more than it gives."""
+    memory_gib: float | None = None
+    """For weights and KV cache; None: what is free."""
     kv_gib: float | None = None
-    """None: derived from the memory that is free."""
+    """For the KV cache; None: derived from what the weights leave."""
+    max_context: int | None = None
+    """Tokens; None: the model's own."""
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
-        _require(self.kv_gib is None or self.kv_gib > 0, f"kv_gib must be positive, not {self.kv_gib}")
+        for field_name in ("memory_gib", "kv_gib", "max_context"):
+            value = getattr(self, field_name)
+            _require(value is None or value > 0, f"{field_name} must be positive, not {value}")
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
 

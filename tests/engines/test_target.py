@@ -353,8 +353,10 @@ def test_a_request_larger_than_the_cache_is_refused() -> None:
 
 def test_a_checkpoint_is_loaded_with_all_that_devices_need(tmp_path: Path, plain: object) -> None:
     """Folder in, model card and the model's own tokens out."""
-    target = TransformersTarget.load(str(tiny_models.save(tmp_path)), LoadOptions(device="cpu", max_context=200))
+    folder = tiny_models.save(tmp_path / "tiny")
+    target = TransformersTarget.load(str(folder), LoadOptions(device="cpu", max_context=200))
     card = target.card
+    assert card.model_id == "tiny"
     assert card.vocabulary_size == tiny_models.VOCABULARY_SIZE
     assert card.context_length == 200
     assert card.eos_token_ids == (1, 2)

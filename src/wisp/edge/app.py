@@ -207,8 +207,7 @@ def _load_model(draft: ModelConfig) -> DraftEngine:
     from wisp.engines.drafter import TransformersDrafter
     from wisp.engines.packed.loading import LoadOptions
 
-    options = LoadOptions(dtype=draft.dtype, device=draft.device, threads=draft.threads, kv_gib=draft.kv_gib)
-    return TransformersDrafter.load(draft.model, options)
+    return TransformersDrafter.load(draft.model, LoadOptions.of(draft))
 
 
 @contextmanager

@@ -52,15 +52,7 @@ def build_engine(config: ServerConfig) -> TargetEngine:
     from wisp.engines.packed.loading import LoadOptions
     from wisp.engines.target import TransformersTarget
 
-    target = config.target
-    options = LoadOptions(
-        dtype=target.dtype,
-        device=target.device,
-        threads=target.threads,
-        kv_gib=target.kv_gib,
-        batch_invariant=target.batch_invariant,
-    )
-    return TransformersTarget.load(target.model, options)
+    return TransformersTarget.load(config.target.model, LoadOptions.of(config.target))
 
 
 def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:

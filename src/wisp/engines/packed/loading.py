@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wisp.config import ModelConfig
 from wisp.engines import vocabulary
 from wisp.engines.packed import invariance, memory, selfcheck, varlen
 from wisp.engines.packed.batch import RaggedBatch, Segment, pack
@@ -53,6 +55,22 @@ class LoadOptions:
     processor's cache, since they are read once per 16 rows)."""
     kv_layout: str = "auto"
     """slabs, paged; auto: slabs on a CPU, paged elsewhere."""
+    name: str | None = None
+    """What the model is called; None: its hub name, or its folder's own name."""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> LoadOptions:
+        """What a server or a device is configured to load."""
+        return cls(
+            dtype=config.dtype,
+            device=config.device,
+            threads=config.threads,
+            memory_gib=config.memory_gib,
+            kv_gib=config.kv_gib,
+            max_context=config.max_context,
+            batch_invariant=config.batch_invariant,
+            name=config.name,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +120,8 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
     model = _weights(model_id, dtype).to(device)
     size = _vocabulary_size(tokenizer_json, model)
     packed = prepare(model, size, context_length, budget.kv, options)
-    return LoadedModel(model_id, packed, tokenizer, tokenizer_json, size, context_length)
+    name = options.name or _own_name(model_id)
+    return LoadedModel(name, packed, tokenizer, tokenizer_json, size, context_length)
 
 
 def prepare(model: Any, vocabulary_size: int, context_length: int, kv_bytes: int, options: LoadOptions) -> PackedModel:
@@ -247,6 +266,12 @@ def _context_length(config: Any, cap: int | None) -> int:
         if rope.get("rope_type") in ("dynamic", "longrope"):
             own = min(own, rope.get("original_max_position_embeddings") or own)
     return int(own if cap is None else min(own, cap))
+
+
+def _own_name(model_id: str) -> str:
+    """A folder's path is the business of its machine alone."""
+    folder = Path(model_id)
+    return folder.resolve().name if folder.is_dir() else model_id
 
 
 def _tokenizer_json(tokenizer: Any, model_id: str) -> bytes:
