@@ -96,6 +96,7 @@ class FakeTarget:
 
     card: ModelCard = field(default_factory=fake_card)
     kv_capacity_tokens: int = 1 << 20
+    kv_page_tokens: int = 1
     eos_one_in: int = 0
     on_step: Callable[[Sequence[StepMember]], None] | None = None
     steps: list[tuple[StepMember, ...]] = field(default_factory=list)
@@ -204,6 +205,7 @@ class FakeDrafter:
     eos_one_in: int = 0
     model_id: str = "fake-drafter"
     vocabulary: str | None = field(default_factory=fingerprint)
+    vocabulary_size: int | None = VOCABULARY_SIZE
     context_length: int = 4096
     _sessions: dict[SessionId, _Drafting] = field(default_factory=dict)
 

@@ -11,8 +11,8 @@ from tests import fakes
 from tests.edge.in_memory import PROMPT, MemoryRemote, generation, generation_request, output_of
 from tests.fakes import FakeDrafter, FakeTarget
 from wisp.drafting import DraftWorker
-from wisp.edge.decode import SHORT_DECODE
 from wisp.errors import ConnectionLost, EngineError, InvalidRequest, ServerBusy, SessionLost
+from wisp.policy.session import SessionSettings
 from wisp.types import DecodeRequest, DraftedToken, DraftRequest, GenerationRequest, Verdict
 
 
@@ -118,7 +118,11 @@ async def test_a_drafter_with_nothing_to_propose_is_asked_again_soon() -> None:
 
     worker, request, remote = DraftWorker(Silent()), generation_request(), MemoryRemote(FakeTarget())
     assert await output_of(generation(remote, worker, request)) == fakes.generate(request)
-    assert {asked.num_tokens for asked in remote.asked if isinstance(asked, DecodeRequest)} <= {1, 3, SHORT_DECODE}
+    assert {asked.num_tokens for asked in remote.asked if isinstance(asked, DecodeRequest)} <= {
+        1,
+        3,
+        SessionSettings().short_decode_tokens,
+    }
     worker.shutdown()
 
 

@@ -113,6 +113,16 @@ def test_a_stop_rule_of_zero_asks_for_plain_tokens() -> None:
     assert request.num_tokens == 7
 
 
+def test_plain_rounds_are_short_while_a_draft_may_soon_be_possible() -> None:
+    """A draft can only follow the answer to the running round."""
+    given = session(num_draft=0, decode_tokens=7, short_decode_tokens=2)
+    plain_round(given, 4)
+    given.begin_round(0.0)
+    request = given.request(0.0, may_draft=True)
+    assert isinstance(request, DecodeRequest)
+    assert request.num_tokens == 2
+
+
 def test_a_verdict_commits_the_accepted_tokens_and_the_targets_own() -> None:
     """A = 1 of 3 accepted: one drafted token and the correction are committed, the rest is forgotten."""
     given = session()

@@ -109,11 +109,7 @@ async def test_a_verification_loop_that_fails_is_noticed() -> None:
 
 def test_the_engine_sets_the_limits() -> None:
     """Cache in whole pages; context or cache, whichever is smaller."""
-
-    class Paged(FakeTarget):
-        kv_page_tokens = 256
-
-    engine: TargetEngine = Paged(kv_capacity_tokens=1000)
+    engine: TargetEngine = FakeTarget(kv_capacity_tokens=1000, kv_page_tokens=256)
     assert max_history(engine) == 768
     limits = scheduler_limits(engine, config(max_sessions=3))
     assert (limits.kv_capacity_tokens, limits.kv_page_tokens, limits.max_sessions) == (1000, 256, 3)

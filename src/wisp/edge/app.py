@@ -75,10 +75,9 @@ def check_vocabulary(engine: DraftEngine, target: TargetInfo) -> None:
     """Refuse a drafter whose token ids mean something else. Raises VocabularyMismatch."""
     if engine.vocabulary is None or engine.vocabulary == target.vocabulary:
         return
-    size = getattr(engine, "vocabulary_size", None)
     raise VocabularyMismatch(
         f"the drafter {engine.model_id} does not share the vocabulary of the target {target.model_id}:\n"
-        f"  drafter {engine.vocabulary} ({'unknown size' if size is None else f'{size} tokens'})\n"
+        f"  drafter {engine.vocabulary} ({engine.vocabulary_size} tokens)\n"
         f"  target  {target.vocabulary} ({target.vocabulary_size} tokens)\n"
         "draft with a model of the same tokenizer, or leave --draft out to draft by n-gram lookup"
     )

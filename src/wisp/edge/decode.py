@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from wisp.drafting import Drafting
@@ -23,9 +23,6 @@ from wisp.types import (
 )
 
 _log = logging.getLogger(__name__)
-
-SHORT_DECODE = 4
-"""Tokens asked for at once while a draft may soon be possible: it can only follow the answer."""
 
 OPENING_ATTEMPTS = 3
 """A generation that has not begun is refused rather than tried for ever: its caller can still go elsewhere."""
@@ -152,10 +149,7 @@ class Generation:
     async def _next_round(self) -> AsyncIterator[Verdict]:
         self.session.begin_round(self.clock())
         await self.drafting.extend(self.session)
-        request = self.session.request(self.clock())
-        if isinstance(request, DecodeRequest) and self.drafting.active:
-            request = replace(request, num_tokens=min(request.num_tokens, SHORT_DECODE))
-        return self.remote.ask(request)
+        return self.remote.ask(self.session.request(self.clock(), may_draft=self.drafting.active))
 
     def _commit(self, verdict: Verdict) -> Committed:
         num_drafted = len(self.session.draft)

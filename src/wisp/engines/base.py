@@ -91,6 +91,11 @@ class TargetEngine(Protocol):
         """Tokens whose keys and values fit into the cache, all sessions together."""
         ...
 
+    @property
+    def kv_page_tokens(self) -> int:
+        """Granularity in which a session occupies the cache."""
+        ...
+
     def open(self, session_id: SessionId, owner: str, request: GenerationRequest) -> int:
         """Start a session with a history; returns how many of its tokens are cached already.
 
@@ -133,6 +138,11 @@ class DraftEngine(Protocol):
     @property
     def vocabulary(self) -> str | None:
         """Fingerprint of the drafter's vocabulary; None where it has none of its own."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """One more than the drafter's highest token id; None where it has no vocabulary of its own."""
         ...
 
     @property

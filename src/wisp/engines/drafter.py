@@ -55,7 +55,7 @@ class TransformersDrafter:
         self.model_id = loaded.model_id
         self.vocabulary: str | None = vocabulary.fingerprint(loaded.tokenizer_json)
         self.context_length = min(loaded.context_length, loaded.packed.pool.capacity_tokens)
-        self._vocabulary_size = loaded.vocabulary_size
+        self.vocabulary_size = loaded.vocabulary_size
         self._packed = loaded.packed
         self._residency = Residency(loaded.packed.pool)
         self._sessions: dict[SessionId, _Session] = {}
@@ -76,7 +76,7 @@ class TransformersDrafter:
         if not drafting:
             return [None] * len(sessions)
         logits = self._next_logits(drafting)
-        drafted = draft_tokens(logits, [session.sampling_item for session in drafting], self._vocabulary_size)
+        drafted = draft_tokens(logits, [session.sampling_item for session in drafting], self.vocabulary_size)
         for session, token in zip(drafting, drafted, strict=True):
             session.draft.append(token)
             session.tokens.append(token.token)

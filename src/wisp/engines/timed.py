@@ -56,6 +56,7 @@ class TimedTarget:
     batch_time: BatchTime
     sleep: Callable[[float], None]
     kv_capacity_tokens: int = 1 << 31
+    kv_page_tokens: int = 1
     _sessions: dict[SessionId, _Session] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

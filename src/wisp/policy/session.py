@@ -38,9 +38,11 @@ class SessionSettings:
     max_draft_tokens: int = 16
     """Per round, whatever the stop rule says; the server's own limit applies too."""
     context_length: int = 1 << 31
-    """Of target and drafter, the smaller one: nothing is drafted past it."""
+    """Longest history that may come about: nothing is drafted past it."""
     decode_tokens: int = 16
     """Asked for at once when nothing is drafted."""
+    short_decode_tokens: int = 4
+    """The same while a draft may soon be possible: it can only follow the answer."""
     startup_time: float = 1.0
     """Between the first token's arrival and the start of its playback."""
     smoothing: float = 0.2
@@ -121,11 +123,15 @@ class Session:
         self._last_draft_at = now
         self.draft.append(drafted)
 
-    def request(self, now: float) -> DraftRequest | DecodeRequest:
-        """Close the draft and turn it into what the server is asked for."""
+    def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
+        """Close the draft and turn it into what the server is asked for.
+
+        `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
+        """
         self._sent = now
         if not self.draft:
-            num_tokens = 1 if self._plain else min(self.settings.decode_tokens, self.tokens_left)
+            wanted = self.settings.short_decode_tokens if may_draft else self.settings.decode_tokens
+            num_tokens = 1 if self._plain else min(wanted, self.tokens_left)
             return DecodeRequest(self.round, len(self.tokens), num_tokens, self._rtt, self.time_left(now))
         return DraftRequest(
             round=self.round,

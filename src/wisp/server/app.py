@@ -63,13 +63,13 @@ def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLim
         max_batch_tokens=config.max_batch_tokens,
         max_prefill_tokens=config.max_prefill_tokens,
         kv_capacity_tokens=engine.kv_capacity_tokens,
-        kv_page_tokens=_page_tokens(engine),
+        kv_page_tokens=engine.kv_page_tokens,
     )
 
 
 def max_history(engine: TargetEngine) -> int:
     """The longest history that the engine can verify on: its context, or what its cache holds in whole pages."""
-    page = _page_tokens(engine)
+    page = engine.kv_page_tokens
     return min(engine.card.context_length, engine.kv_capacity_tokens // page * page)
 
 
@@ -269,11 +269,6 @@ async def _forget_idle(registry: SessionRegistry, idle_timeout: float) -> None:
     while True:
         await asyncio.sleep(min(SWEEP_PERIOD, idle_timeout / 2))
         registry.forget_idle()
-
-
-def _page_tokens(engine: TargetEngine) -> int:
-    """Granularity in which the engine hands out its cache; one token where it does not say."""
-    return int(getattr(engine, "kv_page_tokens", 1))
 
 
 def _address(host: str, port: int) -> str:
