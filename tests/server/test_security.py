@@ -364,6 +364,16 @@ async def test_the_operators_own_certificate_is_served(tmp_path: Path) -> None:
         assert "--ca-fingerprint" not in edge_command(given, server.protection, server.port)
 
 
+async def test_any_certificate_of_the_chain_can_be_pinned(tmp_path: Path) -> None:
+    """The server's own one too: it then trusts that one only."""
+    _, certificate, key = _authority(tmp_path)
+    pin = _leaf(certificate.read_bytes()).fingerprint(hashes.SHA256()).hex()
+    async with serving(settings(tmp_path, "127.0.0.1", certificate=certificate, private_key=key)) as server:
+        pem = await asyncio.to_thread(fetch_pinned_ca, "127.0.0.1", server.port, pin, 5.0)
+        async with connected(server.address, credentials=grpc.ssl_channel_credentials(pem)) as device:
+            assert device.hello.model_id == "fake-target"
+
+
 async def test_owners_on_the_wire_do_not_meet(tmp_path: Path) -> None:
     """The same session id under two tokens is two sessions."""
     path = tmp_path / "tokens"

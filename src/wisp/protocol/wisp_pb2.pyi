@@ -641,7 +641,9 @@ global___Logprobs = Logprobs
 
 @typing.final
 class Cancel(google.protobuf.message.Message):
-    """Ends the running round; a null, final verdict confirms it. The session stays open."""
+    """Ends a round, whose final verdict confirms it: a null one, unless its draft is being verified already. The session
+    stays open.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
