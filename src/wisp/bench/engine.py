@@ -25,8 +25,8 @@ CACHED_LENGTHS = (64, 512)
 def engine_ratios(model: Path, rounds: int, progress: Progress) -> Iterator[Ratio]:
     """Batches of 8 requests with 4 drafted tokens each, at each cached length."""
     engine = TransformersTarget.load(str(model))
-    bare: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    bare.eval()
+    bare = _bare(model)
+    size = f"{sum(weight.numel() for weight in bare.parameters()) / 1e6:.0f}M"
     rng = np.random.default_rng(7)
     num_tokens = NUM_SESSIONS * (NUM_DRAFTED + 1)
     ids = torch.from_numpy(rng.integers(0, engine.card.vocabulary_size, (1, num_tokens)))
@@ -44,10 +44,15 @@ def engine_ratios(model: Path, rounds: int, progress: Progress) -> Iterator[Rati
             "separate steps": partial(_separate_steps, engine, names, rng),
             "bare forward": bare_forward,
         }
-        label = f"{NUM_SESSIONS} x {NUM_DRAFTED} drafted, {cached} cached"
+        label = f"{size}, {NUM_SESSIONS} x {NUM_DRAFTED} drafted, {cached} cached"
         times = interleave(alternatives, rounds, progress, label)
         yield ratio(times, "packed step", "bare forward", label)
         yield ratio(times, "packed step", "separate steps", label)
+
+
+def _bare(model: Path) -> Any:
+    bare: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return bare.eval()
 
 
 def _packed_step(engine: TransformersTarget, names: list[str], rng: np.random.Generator) -> None:

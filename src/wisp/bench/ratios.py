@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +15,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from wisp.bench.engine import engine_ratios
+from wisp.bench.models import save_random_llama
 from wisp.bench.server import ServerOverhead, WireRate, server_overhead, wire_rate
 from wisp.bench.timing import Ratio
 from wisp.demo.pair import TARGET
+from wisp.engines.packed.loading import without_loading_bars
 
 
 def main() -> None:
@@ -27,10 +29,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="turns of each alternative")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     given = parser.parse_args()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    without_loading_bars()
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         ratios = list(engine_ratios(given.model, given.rounds, progress))
+        with TemporaryDirectory() as folder:
+            larger = save_random_llama(Path(folder))
+            ratios += engine_ratios(larger, max(given.rounds // 4, 1), progress)
         overhead = server_overhead(given.model, 40 * given.rounds, progress)
         wire = wire_rate(40 * given.rounds, progress)
     if given.json:

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -20,6 +20,7 @@ from wisp.demo.pair import DRAFT, TARGET, heldout_prompts
 from wisp.demo.processes import command
 from wisp.demo.proof import own_greedy_decoding
 from wisp.demo.view import render_panes
+from wisp.engines.packed.loading import without_loading_bars
 from wisp.metrics import DraftingSummary, summarise_drafting
 from wisp.types import SamplingParams, TokenId
 
@@ -69,7 +70,7 @@ def run_demo(config: DemoConfig) -> int:
     """Run the demo; returns 0 only if every text was identical. Raises errors of the tree."""
     logging.getLogger("wisp").setLevel(logging.WARNING)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    _without_progress_bars()
+    without_loading_bars()
     console = Console(stderr=config.json_output)
     return asyncio.run(_demo(config, console))
 
@@ -223,9 +224,3 @@ or in Python:
     answer = client.completions.create(model="{model}", prompt="def read_lines(path):", max_tokens=48)
     print(answer.choices[0].text)
 """
-
-
-def _without_progress_bars() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    cast("Any", transformers_logging).disable_progress_bar()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,6 +97,8 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    if not sys.stderr.isatty():
+        without_loading_bars()
     device = _device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
@@ -266,6 +269,13 @@ def _context_length(config: Any, cap: int | None) -> int:
         if rope.get("rope_type") in ("dynamic", "longrope"):
             own = min(own, rope.get("original_max_position_embeddings") or own)
     return int(own if cap is None else min(own, cap))
+
+
+def without_loading_bars() -> None:
+    """Keep transformers from drawing progress bars over what the caller shows."""
+    from transformers.utils import logging as transformers_logging
+
+    cast("Any", transformers_logging).disable_progress_bar()
 
 
 def _own_name(model_id: str) -> str:
