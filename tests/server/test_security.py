@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.fakes import FakeTarget
-from tests.server.device import config, connected, generation
+from tests.server.device import PROMPT, config, connected, decode, generation
 from wisp.config import SecurityConfig, ServerConfig
 from wisp.errors import AuthenticationFailed, ConfigError
 from wisp.protocol.pinning import fetch_pinned_ca
@@ -297,6 +297,8 @@ async def test_a_device_with_pin_and_token_is_served(tmp_path: Path) -> None:
         async with connected(address, token=token, credentials=credentials) as device:
             await device.open(1, generation())
             await device.opened()
+            await device.decode(1, decode(1, len(PROMPT), 3))
+            assert {len(await device.read_bytes()) for _ in range(3)} == {64}
 
 
 async def test_another_ca_is_not_trusted(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ async def start_server(
     )
     registry = SessionRegistry(engine.card, loop, scheduler, clock, limits)
     hello = server_hello(engine.card, config, room)
-    service = VerifierService(engine.card, registry, protection.credentials, hello, stall_timeout)
+    padding = protection.certificate is not None
+    service = VerifierService(engine.card, registry, protection.credentials, hello, stall_timeout, padding=padding)
     server, health_servicer, port = await _listen(config, protection, service)
     tasks = (asyncio.create_task(loop.run()), asyncio.create_task(_forget_idle(registry, config.idle_timeout)))
     return RunningServer(

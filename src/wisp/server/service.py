@@ -48,12 +48,15 @@ class VerifierService:
         credentials: Credentials,
         hello: pb.ServerHello,
         stall_timeout: float = 30.0,
+        *,
+        padding: bool = False,
     ) -> None:
         self._card = card
         self._registry = registry
         self._credentials = credentials
         self._hello = hello
         self._stall_timeout = stall_timeout
+        self._padding = padding
         self._streams: set[DeviceStream] = set()
 
     def handler(self) -> Any:
@@ -71,7 +74,7 @@ class VerifierService:
 
     async def connect(self, _requests: object, context: Any) -> None:
         """Serve one device until it leaves, breaks the protocol, stops reading or the server closes."""
-        stream = DeviceStream(await self._authenticate(context))
+        stream = DeviceStream(await self._authenticate(context), self._padding)
         self._streams.add(stream)
         log.info("device connected", owner=stream.owner, peer=context.peer(), streams=len(self._streams))
         writer = asyncio.create_task(_write(stream, context))

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from wisp.protocol.padding import padded
+
 HIGH_WATER_FRAMES = 256
 """With more than this many frames unread the device is served no further."""
 LOW_WATER_FRAMES = 64
@@ -22,6 +24,8 @@ class DeviceStream:
 
     owner: str
     """Name of its credential."""
+    padding: bool = False
+    """Whether frames are filled up to a few sizes."""
     greeted: bool = field(default=False, init=False)
     """Whether the hellos were exchanged."""
     over: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -44,7 +48,7 @@ class DeviceStream:
 
     def send(self, frame: bytes) -> None:
         """Queue a frame."""
-        self._frames.append(frame)
+        self._frames.append(padded(frame) if self.padding else frame)
         self._filled.set()
         self._idle.clear()
         if len(self._frames) > HIGH_WATER_FRAMES:
