@@ -194,12 +194,24 @@ def test_round_trip_time_excludes_what_the_server_took() -> None:
 
 
 def test_streamed_plain_tokens_do_not_count_as_round_trips_of_their_own() -> None:
-    """Several tokens in one plain verdict say nothing of the network."""
+    """Only the first verdict of a round answers a question; those that follow it say nothing of the network."""
     given = session(num_draft=0)
-    given.begin_round(0.0)
-    given.request(0.0)
-    given.on_verdict(Verdict(1, 0, 0, None), 1.0)
-    assert given.request(1.0).rtt == 0.0
+    plain_round(given, 4)
+    given.begin_round(1.0)
+    given.request(1.0)
+    for arrival in (1.5, 1.6, 1.7):
+        hints = Hints(verification_time=0.1)
+        given.on_verdict(Verdict(2, 0, 0, 5, final=arrival == 1.7, hints=hints), arrival)
+    assert given.request(1.7).rtt == pytest.approx(0.4)
+
+
+def test_a_null_verdict_does_not_count_as_a_round_trip() -> None:
+    """It does not say how long the server kept the round."""
+    given = session()
+    plain_round(given, 4)
+    draft(given, [5, 6])
+    given.on_verdict(Verdict(given.round, 0, 0, None), 9.0)
+    assert given.request(9.0).rtt == 0.0
 
 
 def test_measured_speed_is_smoothed() -> None:

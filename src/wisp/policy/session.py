@@ -51,7 +51,7 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What one round cost and gave; the raw material of metrics.py."""
+    """What one verdict gave and its draft cost; the raw material of metrics.py."""
 
     num_drafted: int
     num_verified: int
@@ -84,7 +84,8 @@ class Session:
     """Arrival of every output token, by the caller's clock."""
     _round_started: float = field(default=0.0, init=False)
     _last_draft_at: float = field(default=0.0, init=False)
-    _sent: float = field(default=0.0, init=False)
+    _sent: float | None = field(default=None, init=False)
+    """When the round was asked for, until its first verdict comes: later ones answer no question of their own."""
     _token_time: float = field(default=0.0, init=False)
     _rtt: float = field(default=0.0, init=False)
     _plain: bool = field(default=True, init=False)
@@ -152,9 +153,10 @@ class Session:
         self.token_times += [now] * len(committed)
         self.finish_reason = verdict.finish_reason
         self.prices = verdict.hints.prices
-        if self.draft or len(committed) == 1:
+        if self._sent is not None and committed:  # a null verdict does not say how long the server took
             elapsed = now - self._sent - verdict.hints.queue_time - verdict.hints.verification_time
             self._rtt = self._smooth(self._rtt, max(elapsed, 0.0))
+        self._sent = None
         self.records.append(
             RoundRecord(
                 num_drafted=len(self.draft),
@@ -165,7 +167,6 @@ class Session:
             )
         )
         self.draft.clear()
-        self._sent = now
         return committed
 
     def reopen(self) -> GenerationRequest:
