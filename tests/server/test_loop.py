@@ -68,6 +68,7 @@ class Bench:
                 1,
                 tokens,
                 lambda outcome, hints: self.delivered.append((_now(), session_id, outcome, hints)),
+                _now(),
                 **fields,
             )
         )
@@ -381,7 +382,7 @@ def test_a_receiver_that_raises_does_not_stop_the_loop() -> None:
         async with bench() as it:
             await it.open("a")
             await it.open("b")
-            it.loop.submit(Round("a", 1, (), lambda _outcome, _hints: 1 / 0))
+            it.loop.submit(Round("a", 1, (), lambda _outcome, _hints: 1 / 0, _now()))
             it.submit("b")
             await asyncio.sleep(2 * STEP_TIME)
             assert it.outcomes == [(STEP_TIME, "b")]

@@ -448,3 +448,26 @@ def test_the_deadline_moves_on_with_every_token_of_a_plain_round() -> None:
             assert [deadline - start for deadline in seen] == pytest.approx([1.5, 1.75, 2.0])
 
     run(main())
+
+
+def test_a_round_that_waits_for_its_session_to_open_has_waited_in_the_queue() -> None:
+    """Its deadline and its queue time count from its arrival: the device takes the rest for the network."""
+
+    async def main() -> None:
+        async with desk() as it:
+            other, device = it.device(), it.device("another")
+            await other.opened(1)
+            other.ask(1, decode(1, N))
+            await asyncio.sleep(0.25 * STEP_TIME)
+            seen: list[float] = []
+            add = it.scheduler.add
+            it.scheduler.add = lambda request: (seen.append(request.deadline), add(request))[1]  # type: ignore[method-assign]
+            arrival = asyncio.get_running_loop().time()
+            device.open(5)
+            device.ask(5, replace(decode(1, N), time_left=9.0))
+            await asyncio.sleep(3 * STEP_TIME)
+            (verdict,) = [body for body in device.bodies() if isinstance(body, pb.Verdict)]
+            assert verdict.queue_time == pytest.approx(0.75 * STEP_TIME)
+            assert seen == [pytest.approx(arrival + 9.0)]
+
+    run(main())

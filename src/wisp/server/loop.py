@@ -67,6 +67,8 @@ class Round:
     draft: tuple[DraftedToken, ...]
     deliver: Callable[[StepOutcome | EngineError, Hints], None]
     """Called once on the event loop, unless the round is cancelled before the engine has it."""
+    arrival: float
+    """When the device's question came: what it waited since then is its queue time."""
     survival: tuple[float, ...] = ()
     deadline: float = inf
     slo: SLO | None = None
@@ -89,7 +91,6 @@ class _Resident:
     num_tokens: int
     num_cached: int = 0
     round: Round | None = None
-    arrival: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class VerificationLoop:
         resident = self._sessions[work.session_id]
         if resident.round is not None:
             raise AssertionError(f"{work.session_id} has a round under way")
-        resident.round, resident.arrival = work, self._clock()
+        resident.round = work
         self._scheduler.add(
             VerificationRequest(
                 session_id=work.session_id,
@@ -165,7 +166,7 @@ class VerificationLoop:
                 num_history_tokens=resident.num_tokens,
                 num_cached_tokens=resident.num_cached,
                 num_draft_tokens=len(work.draft),
-                arrival=resident.arrival,
+                arrival=work.arrival,
                 survival=work.survival,
                 deadline=work.deadline,
                 slo=work.slo,
@@ -293,7 +294,7 @@ class VerificationLoop:
             self._member_done(member, resident, outcome, num_cached)
         for member, resident, (outcome, _) in zip(batch.members, residents, result, strict=True):
             if member.completes:
-                hints = Hints(started - resident.arrival, elapsed, self._scheduler.prices())
+                hints = Hints(started - member.request.arrival, elapsed, self._scheduler.prices())
                 self._deliver(member.request.session_id, resident, outcome, hints)
 
     def _compute(

@@ -33,6 +33,15 @@ from wisp.types import (
 
 
 @dataclass(slots=True)
+class _Pending:
+    """The newest round, while the engine is busy with the one before (or with opening)."""
+
+    request: DraftRequest | DecodeRequest
+    arrival: float
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
 class _Running:
     """The round that is queued, in the engine, or held up by a congested stream."""
 
@@ -72,9 +81,7 @@ class ServerSession:
     _frames: list[bytes] = field(default_factory=list, init=False)
     """The answer to the current round, as far as it was given."""
     _running: _Running | None = field(default=None, init=False)
-    _pending: DraftRequest | DecodeRequest | None = field(default=None, init=False)
-    """The newest round, while the engine is busy with the one before (or with opening)."""
-    _pending_cancelled: bool = field(default=False, init=False)
+    _pending: _Pending | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.request.tokens)
@@ -91,7 +98,7 @@ class ServerSession:
     def on_request(self, request: DraftRequest | DecodeRequest) -> None:
         """Take a draft or a decode. Raises ProtocolError."""
         _require(request.round > 0, "rounds are counted from 1")
-        newest = self.round if self._pending is None else self._pending.round
+        newest = self.round if self._pending is None else self._pending.request.round
         if request.round < newest:
             return
         if request.round == newest:
@@ -100,17 +107,15 @@ class ServerSession:
         if self.opened_frame is not None:
             self._stop_running()
         if self._pending is not None:
-            self._send_null(self._pending, keep=False)
-            self._pending = None
-        if self.opened_frame is None or self._running is not None:
-            self._pending, self._pending_cancelled = request, False
-        else:
-            self._start(request)
+            self._send_null(self._pending.request, keep=False)
+        self._pending = _Pending(request, self.clock())
+        if self.opened_frame is not None and self._running is None:
+            self._start_pending()
 
     def on_cancel(self, round_number: int) -> None:
         """End a round early; what the engine is computing already still counts."""
-        if self._pending is not None and self._pending.round == round_number:
-            self._pending_cancelled = True
+        if self._pending is not None and self._pending.request.round == round_number:
+            self._pending.cancelled = True
         elif self._running is not None and self.round == round_number:
             self._stop_running()
 
@@ -141,8 +146,17 @@ class ServerSession:
 
     # Rounds
 
-    def _start(self, request: DraftRequest | DecodeRequest) -> None:
-        self.round, self._frames = request.round, []
+    def _start_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        self.round, self._frames = pending.request.round, []
+        if pending.cancelled:
+            self._send_null(pending.request)
+        else:
+            self._start(pending.request, pending.arrival)
+
+    def _start(self, request: DraftRequest | DecodeRequest, arrival: float) -> None:
         try:
             self._check(request)
         except ProtocolError as error:
@@ -152,9 +166,8 @@ class ServerSession:
             self._send_null(request)
             return
         tokens_left = request.num_tokens if isinstance(request, DecodeRequest) else 1
-        deadline = self.clock() + request.time_left - request.rtt
-        self._running = _Running(request, tokens_left, deadline)
-        self._submit(self._running)
+        self._running = _Running(request, tokens_left, deadline=arrival + request.time_left - request.rtt)
+        self._submit(self._running, arrival)
 
     def _check(self, request: DraftRequest | DecodeRequest) -> None:
         _require(
@@ -167,7 +180,7 @@ class ServerSession:
             complete = all(drafted.distribution is not None for drafted in request.tokens)
             _require(complete, "rejection sampling needs the distribution q of every drafted token")
 
-    def _submit(self, running: _Running) -> None:
+    def _submit(self, running: _Running, arrival: float) -> None:
         request = running.request
         draft = request.tokens if isinstance(request, DraftRequest) else ()
         draft = draft[: max(self.max_history - self.num_tokens, 0)]
@@ -177,6 +190,7 @@ class ServerSession:
                 number=request.round,
                 draft=draft,
                 deliver=partial(self._on_outcome, running),
+                arrival=arrival,
                 survival=request.survival[: len(draft)] if isinstance(request, DraftRequest) else (),
                 deadline=running.deadline,
                 slo=self.slo,
@@ -212,12 +226,12 @@ class ServerSession:
             running.paused = True
             self.stream.on_relief.append(lambda: self._resume(running))
         else:
-            self._submit(running)
+            self._submit(running, self.clock())
 
     def _resume(self, running: _Running) -> None:
         if self._running is running and running.paused:
             running.paused = False
-            self._submit(running)
+            self._submit(running, self.clock())
 
     def _stop_running(self) -> None:
         """End the running round now if it only waits; otherwise when the engine is done with it."""
@@ -229,14 +243,6 @@ class ServerSession:
             self._send_null(running.request, self.num_tokens)
         else:
             running.stopped = True
-
-    def _start_pending(self) -> None:
-        request, self._pending = self._pending, None
-        if request is not None and self._pending_cancelled:
-            self.round, self._frames = request.round, []
-            self._send_null(request)
-        elif request is not None:
-            self._start(request)
 
     # Frames
 
