@@ -20,7 +20,7 @@ from tests.edge.endpoint import edge_config, server_config
 from tests.fakes import FakeTarget, generate
 from wisp.config import EdgeConfig, SecurityConfig
 from wisp.edge.channel import check_security
-from wisp.edge.client import FIRST_PAUSE, LONGEST_PAUSE, ServerConnection
+from wisp.edge.client import FIRST_PAUSE, LONGEST_PAUSE, ServerConnection, connect
 from wisp.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -253,3 +253,19 @@ async def test_a_session_that_hears_nothing_does_not_cut_off_the_others() -> Non
             await anext(verdicts)
         assert stream._aborted.done()
         hold.set()
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_frames_are_filled_up_only_where_lengths_are_all_that_shows(padding: bool) -> None:
+    """Two prompts of unlike length leave in frames of one size, and say the same as before."""
+    frames = [pb.DeviceFrame(open=pb.Open(session=1, tokens=[7] * length)) for length in (10, 40)]
+    serialised: list[bytes] = []
+
+    class Channel:
+        def stream_stream(self, _path: str, request_serializer: Any, response_deserializer: Any) -> Any:
+            serialised.extend(request_serializer(frame) for frame in frames)
+            return lambda **_: None
+
+    connect(Channel(), (), padding=padding)
+    assert (len(serialised[0]) == len(serialised[1])) is padding
+    assert [pb.DeviceFrame.FromString(data).open for data in serialised] == [frame.open for frame in frames]

@@ -11,7 +11,7 @@ from typing import Any
 
 from wisp import __version__
 from wisp.config import EdgeConfig
-from wisp.edge.channel import check_security, metadata, open_channel
+from wisp.edge.channel import check_security, metadata, open_channel, uses_tls
 from wisp.edge.remote import RemoteSession
 from wisp.edge.stream import FrameStream, wire_errors
 from wisp.errors import (
@@ -27,6 +27,7 @@ from wisp.errors import (
 from wisp.protocol import MAX_FRAME_BYTES, PROTOCOL_VERSION
 from wisp.protocol import wisp_pb2 as pb
 from wisp.protocol.frames import error_from_wire
+from wisp.protocol.padding import padded
 from wisp.protocol.wisp_pb2_grpc import VerifierStub
 
 _log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class ServerConnection:
         """Connect and carry frames until the stream ends; always raises."""
         channel = await open_channel(self._config)
         try:
-            call = _stub(channel).Connect(metadata=metadata(self._config))
+            call = connect(channel, metadata(self._config), padding=uses_tls(self._config))
             stream = FrameStream(call, self._config.emulated_rtt / 2.0, self._on_frame)
             self._welcome(await stream.greet(self._device_hello(), self._config.connect_timeout))
             self._stream = stream
@@ -235,6 +236,23 @@ class ServerConnection:
             lost = ConnectionLost(f"lost the connection to {self._config.server}: {error}")
             for session in self._sessions.values():
                 session.fail(lost)
+
+
+def connect(channel: Any, credentials: tuple[tuple[str, str], ...], *, padding: bool) -> Any:
+    """A stream to the server; `padding` fills its frames up to a few sizes, since lengths show even under TLS."""
+    service = pb.DESCRIPTOR.services_by_name["Verifier"]
+    stream = channel.stream_stream(
+        f"/{service.full_name}/{service.methods_by_name['Connect'].name}",
+        request_serializer=_padded if padding else pb.DeviceFrame.SerializeToString,
+        response_deserializer=pb.ServerFrame.FromString,
+    )
+    return stream(metadata=credentials)
+
+
+def _padded(frame: pb.DeviceFrame) -> bytes:
+    data = frame.SerializeToString()
+    filled = padded(data)
+    return filled if len(filled) <= MAX_FRAME_BYTES else data
 
 
 def _stub(channel: Any) -> Any:
