@@ -6,17 +6,17 @@ Whatever goes wrong with a drafter costs speed, never text: the generation goes 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from wisp.engines.base import DraftEngine
+from wisp.logs import logger
 from wisp.policy.session import Session
 from wisp.types import DraftedToken, GenerationRequest, SessionId, TokenId
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 _T = TypeVar("_T")
 
 
@@ -93,7 +93,7 @@ class DraftWorker:
         try:
             self.engine.close(session_id)
         except Exception as error:  # noqa: BLE001 - nobody waits for it, and the session is over
-            _log.debug("drafter could not close session %s: %r", session_id, error)
+            log.debug("the drafter could not close a session", session=session_id, error=repr(error))
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ class Drafting:
                 self._opening.result()
                 await self._draft(self.worker, session)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            _log.warning("session %s goes on without drafts: the drafter failed: %r", self.session_id, error)
+            log.warning("goes on without drafts: the drafter failed", session=self.session_id, error=repr(error))
             self.close()
 
     def record(self, num_accepted: int, tokens: Sequence[TokenId]) -> None:
@@ -160,7 +160,7 @@ class Drafting:
         while session.wants_draft_token:
             if len(session.tokens) + len(session.draft) >= worker.engine.context_length:
                 if not session.draft:
-                    _log.info("session %s has outgrown the drafter's context: no more drafts", self.session_id)
+                    log.info("no more drafts: outgrown the drafter's context", session=self.session_id)
                     self.close()
                 return
             drafted = await worker.draft(self.session_id)

@@ -1,4 +1,4 @@
-"""Structured logs through the standard library: lines or JSON under `wisp serve`, the host's business elsewhere."""
+"""Structured logs through the standard library: lines or JSON under the `wisp` command, the host's business elsewhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
-
-_NAME = "wisp.server"
 
 
 class _Event(dict[str, Any]):
@@ -24,13 +22,15 @@ def _readable(_logger: object, _method: str, event: MutableMapping[str, Any]) ->
     return _Event(event)
 
 
-log: BoundLogger = structlog.wrap_logger(
-    logging.getLogger(_NAME),
-    processors=[structlog.stdlib.filter_by_level, _readable, ProcessorFormatter.wrap_for_formatter],
-    wrapper_class=BoundLogger,
-    cache_logger_on_first_use=False,
-)
-"""What the server's modules log with: an event and its facts by keyword."""
+def logger(name: str) -> BoundLogger:
+    """What the module `name` logs with: an event, and its facts by keyword."""
+    bound: BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[structlog.stdlib.filter_by_level, _readable, ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return bound
 
 
 def log_to_stderr(*, as_json: bool) -> None:

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from wisp.bench.workload import NUM_SESSIONS, bare_card, bare_recording
 from wisp.config import ModelConfig, ServerConfig
 from wisp.engines.base import TargetEngine
@@ -104,10 +102,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Run as a process of its own."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logging.getLogger("wisp").setLevel(logging.ERROR)
     account = Account()
     engine = bare_target() if sys.argv[1] == "--bare" else real_target(sys.argv[1], account)
     asyncio.run(run(engine, account))

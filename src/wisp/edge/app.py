@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
@@ -26,9 +25,10 @@ from wisp.edge.tokenizer import DEFAULT_CACHE, load_tokenizer
 from wisp.engines.base import DraftEngine
 from wisp.engines.ngram import NgramDrafter
 from wisp.errors import ConfigError, VocabularyMismatch
+from wisp.logs import log_to_stderr, logger
 from wisp.types import AcceptanceRule
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHUTDOWN_TIMEOUT = 5
 """Seconds that running responses get after SIGTERM."""
@@ -112,10 +112,9 @@ async def serving(
 
 def run_edge(config: EdgeConfig, *, json_output: bool) -> int:
     """Run `wisp edge` until SIGTERM or SIGINT; returns the exit status. Raises errors of the tree if it cannot start."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    log_to_stderr(as_json=json_output)
     if config.host not in LOOPBACK_HOSTS and config.api_key is None:
-        _log.warning("everybody who reaches %s may use this endpoint: set --api-key to ask for one", config.host)
+        log.warning("everybody who reaches this endpoint may use it: set --api-key to ask for one", host=config.host)
     try:
         asyncio.run(_run(config, json_output=json_output))
     except KeyboardInterrupt:

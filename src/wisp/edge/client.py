@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
@@ -24,13 +23,14 @@ from wisp.errors import (
     VocabularyMismatch,
     WispError,
 )
+from wisp.logs import logger
 from wisp.protocol import MAX_FRAME_BYTES, PROTOCOL_VERSION
 from wisp.protocol import wisp_pb2 as pb
 from wisp.protocol.frames import error_from_wire
 from wisp.protocol.padding import padded
 from wisp.protocol.wisp_pb2_grpc import VerifierStub
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -158,12 +158,12 @@ class ServerConnection:
                 await self._connect_once()
             except WispError as error:
                 self._lose(error)
-            except Exception as error:  # noqa: BLE001 - a defect of ours must not cut the device off for ever
-                _log.exception("the connection to %s failed in an unforeseen way", self._config.server)
+            except Exception as error:
+                log.exception("the connection failed in an unforeseen way", server=self._config.server)
                 self._lose(ConnectionLost(repr(error)))
             pause = min(FIRST_PAUSE * 2.0**self._num_failures, LONGEST_PAUSE) * (0.5 + 0.5 * self._jitter())
             self._num_failures += 1
-            _log.warning("%s: %s; trying again in %.1f s", self._config.server, self._failure, pause)
+            log.warning("trying again", in_s=round(pause, 1), server=self._config.server, reason=str(self._failure))
             await self._sleep(pause)
 
     async def _connect_once(self) -> None:
@@ -196,9 +196,10 @@ class ServerConnection:
                 f"the server now serves {hello.model_id} (vocabulary {hello.vocabulary}), this device was started for "
                 f"{known.model_id} (vocabulary {known.vocabulary}): restart the device"
             )
-        again = "connected to" if self._hello is None else "connected again to"
-        restarted = ", which was restarted" if self._instance not in ("", hello.instance) else ""
-        _log.info("%s %s%s: %s", again, self._config.server, restarted, hello.model_id)
+        event = "connected" if self._hello is None else "connected again to the server"
+        if self._instance not in ("", hello.instance):
+            event = "connected again to the server, which was restarted"
+        log.info(event, server=self._config.server, model=hello.model_id)
         self._hello = self._hello or hello
         self._instance = hello.instance
 

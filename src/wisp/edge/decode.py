@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from wisp.drafting import Drafting
 from wisp.errors import ConnectionLost, EngineError, ServerBusy, SessionLost, WispError
+from wisp.logs import logger
 from wisp.policy.session import Session
 from wisp.types import (
     DecodeRequest,
@@ -22,7 +22,7 @@ from wisp.types import (
     Verdict,
 )
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 
 OPENING_ATTEMPTS = 3
 """A generation that has not begun is refused rather than tried for ever: its caller can still go elsewhere."""
@@ -141,7 +141,7 @@ class Generation:
             except (ConnectionLost, SessionLost) as error:
                 if not attempts_left:
                     raise
-                _log.info("session %s: opening again: %s", self.drafting.session_id, error)
+                log.info("opening again", session=self.drafting.session_id, reason=str(error))
                 request = self.session.reopen()
             else:
                 return
@@ -161,7 +161,7 @@ class Generation:
     async def _resume(self, error: WispError) -> None:
         """Take the session up again where it stands: the history is here."""
         name = self.drafting.session_id
-        _log.warning("session %s: %s; resuming after %d tokens", name, error, self.session.num_output_tokens)
+        log.warning("resuming", after_tokens=self.session.num_output_tokens, session=name, reason=str(error))
         self._verdicts = None
         pause = 0.0
         while True:
@@ -173,10 +173,10 @@ class Generation:
                 self.remote.open(request, self.session.epoch)
                 await self.remote.opened()
             except ServerBusy as busy:
-                _log.info("session %s: the server is busy, waiting %.1f s", name, busy.retry_after)
+                log.info("the server is busy", waiting_s=busy.retry_after, session=name)
                 pause = busy.retry_after
             except (ConnectionLost, SessionLost) as again:
-                _log.info("session %s: %s", name, again)
+                log.info("resuming again", session=name, reason=str(again))
                 pause = min(2.0 * pause or 0.05, LONGEST_PAUSE)
             else:
                 return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from wisp.errors import FormatError, ProtocolError
+from wisp.logs import logger
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 
 DEFAULT_CACHE = Path.home() / ".cache" / "wisp" / "tokenizers"
 
@@ -62,6 +62,6 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        _log.warning("the tokenizer cannot be kept in %s: %s", path.parent, error)
+        log.warning("the tokenizer cannot be kept", folder=str(path.parent), error=str(error))
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -19,15 +19,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from wisp.config import ServerConfig
 from wisp.engines.base import ModelCard, TargetEngine
 from wisp.errors import ConfigError
+from wisp.logs import log_to_stderr, logger
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
 from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
-from wisp.server.logs import log, log_to_stderr
 from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry
 from wisp.server.security import Protection, edge_command, protect, reachable
 from wisp.server.service import VerifierService
+
+log = logger(__name__)
 
 _HEALTH: Any = health  # its asyncio half has no type hints
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Verifier"].full_name

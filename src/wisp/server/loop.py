@@ -22,8 +22,8 @@ from typing import Protocol, TypeVar
 
 from wisp.engines.base import StepMember, StepOutcome, TargetEngine
 from wisp.errors import EngineError, InvalidRequest, WispError
+from wisp.logs import logger
 from wisp.policy.scheduler import Scheduler
-from wisp.server.logs import log
 from wisp.types import (
     SLO,
     Batch,
@@ -35,6 +35,7 @@ from wisp.types import (
     VerificationRequest,
 )
 
+log = logger(__name__)
 T = TypeVar("T")
 
 
@@ -353,7 +354,7 @@ def _guarded(receiver: Callable[[], None]) -> None:
     """Call back; a receiver that raises must not stop the loop that serves the others."""
     try:
         receiver()
-    except Exception:  # noqa: BLE001
+    except Exception:
         log.exception("a result could not be delivered")
 
 

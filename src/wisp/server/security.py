@@ -18,6 +18,7 @@ import grpc
 
 from wisp.config import SecurityConfig, ServerConfig
 from wisp.errors import AuthenticationFailed, ConfigError
+from wisp.logs import logger
 from wisp.protocol import TOKEN_METADATA_KEY
 from wisp.server.certificates import (
     WILDCARD_HOSTS,
@@ -28,8 +29,8 @@ from wisp.server.certificates import (
     private_certificate,
     write_private,
 )
-from wisp.server.logs import log
 
+log = logger(__name__)
 TOKENS_VARIABLE = "WISP_TOKENS"
 LOCAL_OWNER = "local"
 _BEARER = "bearer "

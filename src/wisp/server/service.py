@@ -21,15 +21,16 @@ from wisp.errors import (
     ProtocolError,
     WispError,
 )
+from wisp.logs import logger
 from wisp.protocol import MAX_FRAME_BYTES, frames
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.hello import check_hello
-from wisp.server.logs import log
 from wisp.server.registry import SessionRegistry
 from wisp.server.security import Credentials
 from wisp.server.sessions import draining, error_frame
 from wisp.server.stream import DeviceStream
 
+log = logger(__name__)
 _END: Any = vars(grpc.aio)["EOF"]
 TOKENIZER_CHUNK_BYTES = 256 << 10
 HELLO_TIMEOUT = 10.0
@@ -163,7 +164,7 @@ class VerifierService:
             self._dispatch(stream, message)
         except WispError as error:
             stream.send(error_frame(message.session, message.epoch, error))
-        except Exception as error:  # noqa: BLE001 - a defect here must end neither stream nor server
+        except Exception as error:
             log.exception("a frame could not be handled", kind=kind, owner=stream.owner)
             failure = EngineError(f"the server failed on this {kind}: {type(error).__name__}")
             stream.send(error_frame(message.session, message.epoch, failure))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -29,9 +28,10 @@ from wisp.edge.openai.stream import ClientGone, EventStream, collect, while_conn
 from wisp.edge.settings import GenerationSettings
 from wisp.edge.text import TextStream
 from wisp.errors import WispError
+from wisp.logs import logger
 from wisp.types import TokenId
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 _Body = TypeVar("_Body", bound=GenerationBody)
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -164,12 +164,12 @@ def _health(device: Device) -> Response:
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = as_api_error(error)
     if answer.status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
+        log.error("request failed", method=request.method, path=request.url.path, error=str(error))
     return JSONResponse(answer.body, answer.status, headers=answer.headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    _log.info("%s %s: the client went away", request.method, request.url.path)
+    log.info("the client went away", method=request.method, path=request.url.path)
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -18,8 +17,9 @@ from wisp.edge.openai.errors import as_api_error
 from wisp.edge.openai.forms import Finished, Form
 from wisp.edge.text import Piece
 from wisp.errors import WispError
+from wisp.logs import logger
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 _T = TypeVar("_T")
 
 
@@ -61,7 +61,7 @@ class EventStream(Response):
         try:
             await _first(asyncio.create_task(self._send_all(send)), receive)
         except (ClientGone, OSError):
-            _log.info("%s: the client went away", self._form.header.id)
+            log.info("the client went away", response=self._form.header.id)
         finally:
             self._choices.close()
 
@@ -78,10 +78,10 @@ class EventStream(Response):
                 async for chunk in chunks:
                     yield _event(chunk)
         except WispError as error:
-            _log.warning("%s: %s", self._form.header.id, error)
+            log.warning("response cut short", response=self._form.header.id, reason=str(error))
             yield _event(as_api_error(error).body)
-        except Exception as error:  # noqa: BLE001 - the response has begun: only the stream itself can say it
-            _log.exception("%s failed", self._form.header.id)
+        except Exception as error:
+            log.exception("response failed", response=self._form.header.id)
             yield _event(as_api_error(error).body)
         else:
             yield "data: [DONE]\n\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from wisp.engines.packed.model import PackedModel, adopt
 from wisp.engines.packed.paged import PagedPool
 from wisp.engines.packed.slabs import SlabPool
 from wisp.errors import ConfigError, EngineError, ModelError, UnsupportedModel
+from wisp.logs import logger
 
-_log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEFAULT_CONTEXT = 4096
@@ -226,15 +226,14 @@ def _varlen_agrees(packed: PackedModel, expected: selfcheck.Reference) -> bool:
     try:
         by_batch = selfcheck.relative_error(packed, expected)
     except EngineError as error:
-        _log.warning("paged FlashAttention failed, attending per sequence instead: %s", error)
+        log.warning("paged FlashAttention failed: attending per sequence instead", error=str(error))
         return False
     agrees = by_batch <= max(_VARLEN_TOLERANCE * by_sequence, 1e-3)
     if not agrees:
-        _log.warning(
-            "paged FlashAttention disagrees with the model (relative error %.2g, per sequence %.2g): attending per "
-            "sequence instead",
-            by_batch,
-            by_sequence,
+        log.warning(
+            "paged FlashAttention disagrees with the model: attending per sequence instead",
+            relative_error=by_batch,
+            per_sequence=by_sequence,
         )
     return agrees
 
