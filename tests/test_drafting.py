@@ -72,7 +72,8 @@ async def test_waiting_sessions_are_drafted_in_one_batch(worker: DraftWorker, dr
     drafter.gate.set()
     drafted = await asyncio.gather(first, *others)
     assert drafter.batches == [("a",), ("b", "c")]
-    assert {one.token for one in drafted if one is not None} == {next_token(PROMPT, SamplingParams())} or all(drafted)
+    read = (*PROMPT, next_token(PROMPT, SamplingParams()))  # opening has drafted a token
+    assert [one and one.token for one in drafted] == [next_token(read, SamplingParams())] * 3
     assert len(drafter.threads) == 1
 
 
@@ -88,6 +89,22 @@ async def test_who_stops_waiting_is_not_drafted_for(worker: DraftWorker, drafter
     drafter.gate.set()
     await asyncio.gather(first, other)
     assert drafter.batches == [("a",), ("c",)]
+
+
+async def test_a_session_that_closes_while_it_waits_does_not_harm_the_others(
+    worker: DraftWorker, drafter: RecordingDrafter
+) -> None:
+    """It hears that nothing is proposed; the batch that forms is of the others."""
+    await opened(worker, drafter, "a", "b", "c")
+    drafter.gate.clear()
+    tasks = [asyncio.create_task(worker.draft("a"))]
+    await asyncio.to_thread(drafter.entered.wait)
+    tasks += [asyncio.create_task(worker.draft(name)) for name in ("b", "c")]
+    await asyncio.sleep(0)
+    worker.close("b")
+    drafter.gate.set()
+    drafted = await asyncio.gather(*tasks)
+    assert [one is None for one in drafted] == [False, True, False]
 
 
 async def test_emulated_draft_time_is_added_per_token(drafter: RecordingDrafter) -> None:

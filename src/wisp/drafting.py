@@ -59,6 +59,9 @@ class DraftWorker:
 
     def close(self, session_id: SessionId) -> None:
         """End a session, after whatever the engine still does for it."""
+        for waiting, future in self._waiting:
+            if waiting == session_id and not future.done():
+                future.set_result(None)
         self._thread.submit(self._close, session_id)
 
     def shutdown(self) -> None:

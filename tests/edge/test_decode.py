@@ -148,6 +148,23 @@ async def test_a_busy_server_is_waited_for_when_taking_up_again(worker: DraftWor
     assert remote.epochs == [0, 1, 2, 3, 4]
 
 
+async def test_an_engine_that_fails_to_open_is_tried_again_but_not_for_ever(worker: DraftWorker) -> None:
+    """Taking up again counts among the failures in a row, and three of those are survived."""
+    request = generation_request()
+    for num_failures in (2, 3):
+        remote = MemoryRemote(FakeTarget(), faults={3: EngineError("out of memory")})
+        given = generation(remote, worker, request)
+        await given.open()
+        remote.open_faults = [EngineError("still")] * num_failures
+        if num_failures == 2:
+            assert [token for step in [step async for step in given.stream()] for token in step.tokens] == (
+                fakes.generate(request)
+            )
+        else:
+            with pytest.raises(EngineError, match="still"):
+                _ = [step async for step in given.stream()]
+
+
 @pytest.mark.parametrize("fault", [ServerBusy("full", 2.0), InvalidRequest("no", "prompt")])
 async def test_a_refusal_at_the_start_is_the_callers(worker: DraftWorker, fault: Exception) -> None:
     """Who asks for a generation hears that it is refused, and nothing stays open."""

@@ -95,21 +95,20 @@ class Generation:
     async def stream(self) -> AsyncGenerator[Committed, None]:
         """Committed tokens, verdict by verdict, until the generation ends; closes the session in any case."""
         num_failures = 0
+        lost: WispError | None = None
         try:
             while self.session.finish_reason is None:
                 try:
-                    if self._verdicts is None:
-                        self._verdicts = await self._next_round()
-                    async for verdict in self._verdicts:
+                    async for verdict in await self._running_round(lost):
                         if (committed := self._commit(verdict)).tokens or committed.finish_reason:
                             num_failures = 0
                             yield committed
-                    self._verdicts = None
+                    self._verdicts, lost = None, None
                 except (ConnectionLost, SessionLost, EngineError) as error:
                     num_failures += isinstance(error, EngineError)
                     if num_failures > MAX_ENGINE_FAILURES:
                         raise
-                    await self._resume(error)
+                    self._verdicts, lost = None, error
         finally:
             self.close()
 
@@ -146,6 +145,14 @@ class Generation:
             else:
                 return
 
+    async def _running_round(self, lost: WispError | None) -> AsyncIterator[Verdict]:
+        """The verdicts of the round that runs, or of the next one; a session that was `lost` is taken up again first."""
+        if lost is not None:
+            await self._resume(lost)
+        if self._verdicts is None:
+            self._verdicts = await self._next_round()
+        return self._verdicts
+
     async def _next_round(self) -> AsyncIterator[Verdict]:
         self.session.begin_round(self.clock())
         await self.drafting.extend(self.session)
@@ -162,7 +169,6 @@ class Generation:
         """Take the session up again where it stands: the history is here."""
         name = self.drafting.session_id
         log.warning("resuming", after_tokens=self.session.num_output_tokens, session=name, reason=str(error))
-        self._verdicts = None
         pause = 0.0
         while True:
             await self.remote.connected()
