@@ -190,22 +190,18 @@ def test_versions_are_compared() -> None:
 
 
 async def test_a_session_by_hand() -> None:
-    """Open, plain tokens one by one, a draft and its verdict, a cancel, and the end."""
+    """Open, plain tokens one by one, a draft and its verdict, and the end."""
     output = generate(REQUEST)
     async with serving() as server, connection(edge_config(server.address)) as given:
         session = given.session()
         session.open(REQUEST, 0)
         await session.opened()
-        verdicts = [verdict async for verdict in session.decode(DecodeRequest(1, len(PROMPT), 3))]
+        verdicts = [verdict async for verdict in session.ask(DecodeRequest(1, len(PROMPT), 3))]
         assert [verdict.next_token for verdict in verdicts] == output[:3]
         assert [verdict.final for verdict in verdicts] == [False, False, True]
         draft = tuple(DraftedToken(token) for token in (*output[3:5], 0))
-        verdict = await session.verify(DraftRequest(2, len(PROMPT) + 3, draft, (1.0,) * 3, 0.0, 0.0))
+        verdict = await anext(session.ask(DraftRequest(2, len(PROMPT) + 3, draft, (1.0,) * 3, 0.0, 0.0)))
         assert (verdict.num_accepted, verdict.next_token) == (2, output[5])
-        rest = session.decode(DecodeRequest(3, len(PROMPT) + 6, 14))
-        session.cancel(3)
-        ended = [verdict async for verdict in rest]
-        assert ended[-1].final
         session.close()
         assert not given._sessions
 
@@ -226,7 +222,7 @@ async def test_more_verified_than_drafted_is_a_protocol_error() -> None:
         session = given.session()
         session.open(REQUEST, 0)
         await session.opened()
-        verdicts = session.decode(DecodeRequest(1, len(PROMPT), 1))
+        verdicts = session.ask(DecodeRequest(1, len(PROMPT), 1))
         session._mail = asyncio.Queue()
         session.deliver(pb.Verdict(round=1, num_committed=len(PROMPT), num_verified=2, num_accepted=2, final=True))
         with pytest.raises(ProtocolError, match="of a draft of 0"):
@@ -241,7 +237,7 @@ async def test_a_session_that_hears_nothing_does_not_cut_off_the_others() -> Non
         session = given.session()
         session.open(REQUEST, 0)
         await session.opened()
-        verdicts = session.decode(DecodeRequest(1, len(PROMPT), 1))
+        verdicts = session.ask(DecodeRequest(1, len(PROMPT), 1))
         given._last_frame_at += 3600.0
         with pytest.raises(ConnectionLost, match="no verdict"):
             await anext(verdicts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from wisp.config import EdgeConfig, ModelConfig
 from wisp.demo.pair import DRAFT
 from wisp.demo.view import Detokenise, Pane
 from wisp.edge.app import connected_device
+from wisp.edge.decode import generate
 from wisp.edge.device import Device
 from wisp.edge.settings import GenerationSettings
 from wisp.policy.session import RoundRecord
@@ -53,11 +53,8 @@ class Job:
 class Completion:
     """What came of a job."""
 
-    job: Job
     tokens: tuple[TokenId, ...]
     records: tuple[RoundRecord, ...]
-    time: float
-    """Seconds from the request to the last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +73,13 @@ class FleetDevice:
             stop_strings=(),
             num_draft_tokens=0 if plain else None,
         )
-        clock = asyncio.get_running_loop().time
-        started = clock()
         generation = self.device.generation(job.prompt, settings, job.sampling.choice_index)
         self.pane.session = generation.session
         self.pane.status = "greedy" if job.sampling.greedy else f"sampling, seed {job.sampling.seed}"
-        await generation.open()
-        async for _ in generation.stream():
+        async for _ in generate(generation):
             pass
         tokens = tuple(generation.session.tokens[len(job.prompt) :])
-        return Completion(job, tokens, tuple(generation.session.records), clock() - started)
+        return Completion(tokens, tuple(generation.session.records))
 
 
 @asynccontextmanager

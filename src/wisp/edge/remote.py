@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from wisp.errors import ConnectionLost, InvalidRequest, ProtocolError, SessionLost, WispError
@@ -74,18 +73,6 @@ class RemoteSession:
             frame = pb.DeviceFrame(decode=decode_to_wire(self.id, self.epoch, request))
         self._connection.send(frame)
         return Verdicts(self, request)
-
-    async def verify(self, request: DraftRequest) -> Verdict:
-        """The verdict on one draft. Raises ConnectionLost, SessionLost and other errors of the tree."""
-        return await anext(self.ask(request))
-
-    def decode(self, request: DecodeRequest) -> AsyncIterator[Verdict]:
-        """Tokens without a draft, one verdict each."""
-        return self.ask(request)
-
-    def cancel(self, round_number: int) -> None:
-        """End the running round early; its last verdict confirms it. Raises ConnectionLost."""
-        self._connection.send(pb.DeviceFrame(cancel=pb.Cancel(session=self.id, epoch=self.epoch, round=round_number)))
 
     def close(self) -> None:
         """End the session, on the server too; needs no answer."""
