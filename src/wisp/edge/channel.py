@@ -12,6 +12,7 @@ import grpc.aio
 from wisp.config import EdgeConfig
 from wisp.errors import ConfigError
 from wisp.protocol import MAX_FRAME_BYTES, TOKEN_METADATA_KEY
+from wisp.protocol.pinning import fetch_pinned_ca
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
@@ -64,13 +65,10 @@ def metadata(config: EdgeConfig) -> tuple[tuple[str, str], ...]:
 async def _trusted_ca(config: EdgeConfig) -> bytes | None:
     if config.ca_fingerprint is None:
         return _read("CA", config.ca)
-    from wisp.protocol.pinning import fetch_pinned_ca
-
     host, _, port = config.server.rpartition(":")
-    fetched = await asyncio.to_thread(
+    return await asyncio.to_thread(
         fetch_pinned_ca, host.strip("[]"), int(port), config.ca_fingerprint, config.connect_timeout
     )
-    return fetched if isinstance(fetched, bytes) else fetched.encode()
 
 
 def _read(what: str, path: Path | None) -> bytes | None:

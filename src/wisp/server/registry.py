@@ -11,7 +11,7 @@ from wisp.policy.scheduler import Scheduler
 from wisp.protocol import frames
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.loop import VerificationLoop
-from wisp.server.sessions import ServerSession, draining, error_frame
+from wisp.server.sessions import ServerSession, draining, engine_id, error_frame
 from wisp.server.stream import DeviceStream
 from wisp.types import SLO, GenerationRequest, RetryAfter, SessionDemand
 
@@ -71,9 +71,9 @@ class SessionRegistry:
         if known is not None:
             self._fence(known, stream, message.epoch)
         session = ServerSession(
+            owner=stream.owner,
             wire_id=message.session,
             epoch=message.epoch,
-            engine_id=_engine_id(stream.owner, message.session),
             request=request,
             slo=slo,
             loop=self._loop,
@@ -84,7 +84,7 @@ class SessionRegistry:
         )
         stream.sessions.add(message.session)
         self._sessions[stream.owner, message.session] = session
-        self._loop.open(session.engine_id, stream.owner, request, session.on_opened)
+        self._loop.open(session.engine_id, session.owner, request, session.on_opened)
 
     def get(self, stream: DeviceStream, wire_id: int, epoch: int) -> ServerSession:
         """The session that a frame of `stream` speaks of. Raises SessionLost or SessionFenced."""
@@ -158,7 +158,7 @@ class SessionRegistry:
         if known is None and len(self._sessions) >= self._limits.max_sessions:
             self._drop_oldest_orphan()
         demand = SessionDemand(
-            session_id=_engine_id(stream.owner, wire_id),
+            session_id=engine_id(stream.owner, wire_id),
             num_history_tokens=len(request.tokens),
             max_new_tokens=request.stop.max_tokens - request.num_output_tokens,
             slo=slo,
@@ -185,13 +185,9 @@ class SessionRegistry:
     def _forget(self, session: ServerSession) -> None:
         """Take a session from the table, if it is still this epoch that is in it."""
         session.let_go()
-        owner = session.engine_id.rpartition("/")[0]
-        if self._sessions.get((owner, session.wire_id)) is session:
-            del self._sessions[owner, session.wire_id]
-
-
-def _engine_id(owner: str, wire_id: int) -> str:
-    return f"{owner}/{wire_id:016x}"
+        key = session.owner, session.wire_id
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
 
 
 def _fenced(epoch: int) -> SessionFenced:

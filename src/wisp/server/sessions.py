@@ -59,9 +59,9 @@ class _Running:
 class ServerSession:
     """One epoch of one session, held by one stream."""
 
+    owner: str
     wire_id: int
     epoch: int
-    engine_id: SessionId
     request: GenerationRequest
     slo: SLO
     loop: VerificationLoop
@@ -85,6 +85,11 @@ class ServerSession:
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.request.tokens)
+
+    @property
+    def engine_id(self) -> SessionId:
+        """What loop, scheduler and engine know it by."""
+        return engine_id(self.owner, self.wire_id)
 
     @property
     def busy(self) -> bool:
@@ -280,6 +285,11 @@ class ServerSession:
         if self._running is None and self._pending is None and self.stream is not None:
             for data in self._frames:
                 self.stream.send(data)
+
+
+def engine_id(owner: str, wire_id: int) -> SessionId:
+    """The key of a session among those of all owners: two owners may have drawn the same wire id."""
+    return f"{owner}/{wire_id:016x}"
 
 
 def error_frame(session: int, epoch: int, error: WispError) -> bytes:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wisp.protocol.frames import MAX_TOP_LOGPROBS
+
 MAX_CHOICES = 128
-MAX_TOP_LOGPROBS = 20
 
 
 class StreamOptions(BaseModel):
