@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engines import tiny_models
+from wisp.config import ModelConfig, ServerConfig
 from wisp.engines.base import StepMember, StepOutcome
 from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.loading import LoadOptions, load
 from wisp.engines.target import TransformersTarget
 from wisp.errors import EngineError, InvalidRequest, ModelError, ModelTooLarge
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
+from wisp.server.app import build_engine
 from wisp.types import (
     AcceptanceRule,
     Batch,
@@ -427,6 +429,15 @@ def test_the_scheduler_keeps_the_cache_within_its_capacity(plain: object, layout
                 scheduler.add(arrival(target, session_id, float(now)))
     assert evictions > 5
     assert {session_id: list(target.history(session_id)) for session_id in truth} == truth
+
+
+def test_every_session_that_a_server_admits_may_hold_a_cache(tmp_path: Path) -> None:
+    """The engine that a server builds has as many slots as the server takes sessions."""
+    target = build_engine(ServerConfig(ModelConfig(str(tiny_models.save(tmp_path))), max_sessions=530))
+    for index in range(530):
+        target.open(str(index), "me", request([3, 4]))
+    outcomes = target.step([StepMember(str(index), 1, ()) for index in range(530)])
+    assert len({outcome.next_token for outcome in outcomes}) == 1
 
 
 def arrival(target: TransformersTarget, session_id: str, now: float) -> VerificationRequest:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -54,7 +54,9 @@ def build_engine(config: ServerConfig) -> TargetEngine:
     from wisp.engines.packed.loading import LoadOptions
     from wisp.engines.target import TransformersTarget
 
-    return TransformersTarget.load(config.target.model, LoadOptions.of(config.target))
+    options = LoadOptions.of(config.target)
+    options = replace(options, max_sequences=max(options.max_sequences, config.max_sessions))
+    return TransformersTarget.load(config.target.model, options)
 
 
 def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:

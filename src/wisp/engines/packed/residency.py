@@ -68,8 +68,9 @@ class Residency:
             victim = next(victims, None)
             if victim is None:
                 raise PoolFull(
-                    f"the KV pool is full: {self._pool.used_tokens} of {self._pool.capacity_tokens} tokens are taken "
-                    f"by open sessions, {sum(length for _, length in growth)} are to fit beside the idle ones"
+                    f"the KV pool is full: open sessions hold {self._pool.used_tokens} of {self._pool.capacity_tokens} "
+                    f"tokens, and {len(growth)} of them are to grow to {sum(length for _, length in growth)} in all, "
+                    f"each in units of {self._pool.page_tokens}: evict some first, or give the cache more memory"
                 )
             self._drop(victim)
 
