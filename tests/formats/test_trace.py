@@ -1,0 +1,102 @@
+"""Trace files: written line by line, read back, gone on with, refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.training.traces import header, made_up_records
+from wisp.errors import FormatError
+from wisp.formats.trace import TraceRecord, TraceWriter, read_trace, read_traces
+
+
+def rounded(records: list[TraceRecord]) -> list[tuple[object, ...]]:
+    return [(r.prompt, r.tokens, [(c.tokens, c.num_accepted, c.num_judged) for c in r.chains]) for r in records]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_what_is_appended_is_read(tmp_path: Path, name: str) -> None:
+    """Records survive, statistics to six digits."""
+    records = made_up_records(2)
+    writer = TraceWriter(tmp_path / name, header())
+    for record in records:
+        writer.append(record)
+    found_header, found = read_trace(tmp_path / name)
+    assert found_header == header()
+    assert rounded(found) == rounded(records)
+    assert found[0].chains[0].stats[0].margin == pytest.approx(records[0].chains[0].stats[0].margin, rel=1e-5)
+    assert TraceWriter(tmp_path / name, header()).records == found
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_a_torn_end_is_dropped_when_the_recording_goes_on(tmp_path: Path, name: str) -> None:
+    """What an interrupted run left is not mistaken for a record."""
+    path = tmp_path / name
+    writer = TraceWriter(path, header())
+    for record in made_up_records(2):
+        writer.append(record)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FormatError):
+        read_trace(path)
+    again = TraceWriter(path, header())
+    assert [record.prompt for record in again.records] == [0]
+    again.append(made_up_records(2)[1])
+    assert [record.prompt for record in read_trace(path)[1]] == [0, 1]
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    """A file is not gone on with under another header, nor are such files added up; the message names the field."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    TraceWriter(a, header()).append(made_up_records(1)[0])
+    other = replace(header(), pair=replace(header().pair, target_weights="9"))
+    with pytest.raises(FormatError, match="target_weights"):
+        TraceWriter(a, other)
+    TraceWriter(b, other)
+    with pytest.raises(FormatError, match="target_weights"):
+        read_traces([a, b])
+    assert len(read_traces([a, a])[1]) == 2
+    with pytest.raises(FormatError, match="no trace"):
+        read_traces([])
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "complaint"),
+    [
+        (0, {"format": "other"}, "is not a wisp-trace"),
+        (0, {"version": 9}, "is not a wisp-trace"),
+        (0, {"statistics": []}, "other statistics"),
+        (0, {"pair": 3}, "is not a trace"),
+        (1, {"chains": [{"tokens": [1], "stats": [], "accepted": 0, "judged": 0}]}, "line 2"),
+        (1, {"tokens": None}, "line 2"),
+    ],
+)
+def test_what_is_no_trace_is_refused(tmp_path: Path, line: int, change: dict[str, object], complaint: str) -> None:
+    """The message says where."""
+    path = tmp_path / "t.jsonl"
+    writer = TraceWriter(path, header())
+    for record in made_up_records(2):
+        writer.append(record)
+    lines = path.read_text().splitlines()
+    lines[line] = json.dumps({**json.loads(lines[line]), **change})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(FormatError, match=complaint):
+        read_trace(path)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    """Missing, empty, and not gzipped in spite of the name."""
+    with pytest.raises(FormatError, match="cannot read"):
+        read_trace(tmp_path / "missing.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(FormatError, match="is not a trace"):
+        read_trace(tmp_path / "empty.jsonl")
+    (tmp_path / "plain.gz").write_text("{}")
+    with pytest.raises(FormatError, match="cannot read"):
+        read_trace(tmp_path / "plain.gz")
+    (tmp_path / "list.gz").write_bytes(gzip.compress(b"[]\n"))
+    with pytest.raises(FormatError):
+        read_trace(tmp_path / "list.gz")
