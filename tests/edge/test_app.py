@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -58,13 +59,24 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("field", "value"), [("slo", "ludicrous"), ("rule", "rejection")])
 async def test_terms_that_the_server_does_not_offer(tmp_path: Path, field: str, value: str) -> None:
     """An unknown SLO class or acceptance rule ends the start, not every request."""
-    from dataclasses import replace
-
     card = replace(fake_card(), acceptance_rules=(AcceptanceRule.COUPLED,))
     server = await start_server(FakeTarget(card), server_config())
     with pytest.raises(ConfigError, match=value):
         async with serving(edge_config(server.address, **{field: value}), cache=tmp_path):
             pytest.fail("the device started")
+    await server.stop(0.0)
+
+
+async def test_a_hello_that_cannot_be_used_leaves_no_connection(tmp_path: Path) -> None:
+    """A device that does not start stops trying to connect."""
+    card = replace(fake_card(), vocabulary_size=0)
+    server = await start_server(FakeTarget(card), server_config())
+    tasks = asyncio.all_tasks()
+    with pytest.raises(ProtocolError, match="lacks the size"):
+        async with serving(edge_config(server.address), cache=tmp_path):
+            pytest.fail("the device started")
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks() - tasks]  # type: ignore[union-attr]
+    assert "ServerConnection._keep_connected" not in names
     await server.stop(0.0)
 
 

@@ -52,9 +52,9 @@ async def connected_device(
     Raises ConfigError, ModelError, VocabularyMismatch, ConnectionLost, AuthenticationFailed, VersionMismatch.
     """
     connection = ServerConnection(config)
-    target = target_info(await connection.start())
     worker = None
     try:
+        target = target_info(await connection.start())
         _check_terms(config, target)
         tokenizer = await load_tokenizer(connection.hello.tokenizer_sha256, connection.fetch_tokenizer, cache)
         if config.max_draft_tokens > 0:
