@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wisp.errors import ConfigError
-from wisp.types import SLO
+from wisp.types import SLO, AcceptanceRule
 
 DEFAULT_PORT = 7600
 DEFAULT_EDGE_PORT = 7601
@@ -137,7 +137,8 @@ class EdgeConfig:
         host, _, port = self.server.rpartition(":")
         _require(bool(host) and port.isdigit(), f"server must be HOST:PORT, not {self.server!r}")
         _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
-        _require(self.rule in ("coupled", "rejection"), f"rule must be coupled or rejection, not {self.rule!r}")
+        rules = tuple(AcceptanceRule)
+        _require(self.rule in rules, f"rule must be {' or '.join(rules)}, not {self.rule!r}")
 
     @property
     def server_on_loopback(self) -> bool:

@@ -146,7 +146,7 @@ def test_members_that_cannot_fit_the_cache_together_go_one_after_the_other() -> 
 def test_cache_is_counted_in_pages() -> None:
     """A token more than a page occupies two."""
     limits = replace(LIMITS, kv_page_tokens=16)
-    assert [limits.pages(tokens) for tokens in (0, 1, 16, 17)] == [0, 16, 16, 32]
+    assert [limits.occupied(tokens) for tokens in (0, 1, 16, 17)] == [0, 16, 16, 32]
 
 
 def test_first_come_first_served_charges_nothing() -> None:

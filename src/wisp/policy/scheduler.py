@@ -40,8 +40,8 @@ class SchedulerLimits:
     retry_after: float = 1.0
     """Told to sessions that are refused, seconds."""
 
-    def pages(self, num_tokens: int) -> int:
-        """`num_tokens` rounded up to what they occupy."""
+    def occupied(self, num_tokens: int) -> int:
+        """Tokens of the cache's capacity that `num_tokens` take: rounded up to whole pages."""
         return -(-num_tokens // self.kv_page_tokens) * self.kv_page_tokens
 
 
@@ -165,7 +165,7 @@ class FCFSScheduler:
         occupied = {session_id: tokens for session_id, tokens in self._resident.items() if session_id not in evicted}
         for member in members:
             occupied[member.request.session_id] = member.request.num_cached_tokens + member.num_new_tokens
-        return sum(self._limits.pages(tokens) for tokens in occupied.values())
+        return sum(self._limits.occupied(tokens) for tokens in occupied.values())
 
     def _victim(self, chosen: set[SessionId], evicted: list[SessionId]) -> SessionId | None:
         free = [session_id for session_id in self._resident if session_id not in chosen and session_id not in evicted]
