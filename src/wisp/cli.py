@@ -1,4 +1,4 @@
-"""The `wisp` command: serve, edge, demo; each command's module is imported inside it."""
+"""The `wisp` command: serve, edge, demo, calibrate; each command's module is imported inside it."""
 
 from __future__ import annotations
 
@@ -170,6 +170,35 @@ def demo(
     from wisp.demo.app import DemoConfig, run_demo
 
     raise typer.Exit(run_demo(DemoConfig(tokens, draft_tokens, serve_on, json_output)))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Target model: a folder or a hub name.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    seconds: Annotated[float, typer.Option(min=1.0, help="Time for the measurements.")] = 60.0,
+    shapes: Annotated[int, typer.Option(min=32, help="Batch shapes to measure.")] = 140,
+    repeats: Annotated[int, typer.Option(min=2, help="Times that each is measured.")] = 5,
+    name: Annotated[str | None, typer.Option(help="Model name; give what `wisp serve` is given.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = 1,
+    memory_gib: MemoryGib = None,
+    kv_gib: KvGib = None,
+    max_context: MaxContext = None,
+    json_output: Json = False,
+) -> None:
+    """Measure how long verification batches of MODEL take on this machine."""
+    from wisp.calibration.app import CalibrateConfig, run_calibrate
+    from wisp.calibration.sweep import SweepSettings
+
+    config = CalibrateConfig(
+        target=ModelConfig(model, name, dtype, device, threads, memory_gib, kv_gib, max_context),
+        out=out,
+        sweep=SweepSettings(time_budget=seconds, num_shapes=shapes, repeats=repeats),
+        json_output=json_output,
+    )
+    raise typer.Exit(run_calibrate(config))
 
 
 @app.command()

@@ -49,6 +49,10 @@ class ModelCard:
     special_tokens: dict[str, str] = field(default_factory=dict)
     generation_defaults: GenerationDefaults = GenerationDefaults()
     acceptance_rules: tuple[AcceptanceRule, ...] = tuple(AcceptanceRule)
+    dtype: str = ""
+    """The number format that is computed in."""
+    device: str = ""
+    """What computes: cpu, or the name of the GPU. Times hold for one model, dtype and device."""
     emulated: bool = False
     """Verdicts or durations are not those of a real model on this machine; shown wherever results are."""
 

@@ -252,7 +252,13 @@ def model_card(loaded: LoadedModel) -> ModelCard:
         generation_defaults=GenerationDefaults(
             **{name: settings.get(name) for name in GenerationDefaults.__dataclass_fields__}
         ),
+        dtype=str(loaded.packed.dtype).removeprefix("torch."),
+        device=_device_name(loaded.packed.device),
     )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _eos_token_ids(configured: int | list[int] | None, of_tokenizer: int | None) -> tuple[TokenId, ...]:

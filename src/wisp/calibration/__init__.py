@@ -1,0 +1,1 @@
+"""Measures a target engine over a sweep of batch shapes and fits how long its batches take."""

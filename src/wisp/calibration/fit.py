@@ -1,0 +1,74 @@
+"""Coefficients of the batch-time model by weighted non-negative least squares.
+
+Each equation is divided by its measured time, so that relative errors are minimised: min |diag(1/t) (X w - t)|, w >= 0.
+The ridge is the one of a list of candidates that fits best; a hinge that gains nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from wisp.errors import FormatError
+from wisp.formats.calibration import BatchSample, Errors
+from wisp.policy.batch_time import BatchTimeModel
+
+Vector = NDArray[np.float64]
+
+RIDGES = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
+HINGE_GAIN = 0.02
+"""By which share a hinge has to lower the residual to be kept."""
+MIN_SHAPES = 16
+
+
+def fit(samples: Sequence[BatchSample]) -> tuple[BatchTimeModel, Errors]:
+    """Fit to every other sample; the errors are those on the samples in between. Raises FormatError."""
+    if len(samples) < MIN_SHAPES:
+        raise FormatError(f"{len(samples)} batch shapes are too few to calibrate with: allow more time")
+    model = fit_all(samples[::2])
+    return model, errors(model, samples[1::2])
+
+
+def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
+    """The model that fits `samples` best, and is not biased high on them."""
+    plain_residual, best = _fit_hinge(samples, None)
+    least = plain_residual * (1.0 - HINGE_GAIN)
+    for ridge in RIDGES[1:]:
+        residual, model = _fit_hinge(samples, ridge)
+        if residual < least and model.per_token_above_ridge_s > 0.0:
+            least, best = residual, model
+    bias = errors(best, samples).bias
+    factor = 1.0 / (1.0 + max(bias, 0.0))
+    return BatchTimeModel.of([value * factor for value in best.coefficients], best.ridge_tokens)
+
+
+def errors(model: BatchTimeModel, samples: Sequence[BatchSample]) -> Errors:
+    """Relative errors of predictions against the medians."""
+    ratios = np.array([model.predict(sample.shape) / sample.time for sample in samples])
+    return _errors(ratios)
+
+
+def repeat_errors(samples: Sequence[BatchSample]) -> Errors:
+    """The same of single measurements."""
+    return _errors(np.array([time / sample.time for sample in samples for time in sample.times]))
+
+
+def _errors(ratios: Vector) -> Errors:
+    off = np.abs(ratios - 1.0)
+    return Errors(float(off.mean()), float(np.quantile(off, 0.95)), float(np.median(ratios) - 1.0))
+
+
+def _fit_hinge(samples: Sequence[BatchSample], ridge: float | None) -> tuple[float, BatchTimeModel]:
+    """The residual and the model, with a hinge at `ridge` or without one."""
+    times = np.array([sample.time for sample in samples])
+    form = BatchTimeModel(ridge_tokens=ridge or 0.0)
+    rows = np.array([form.features(sample.shape) for sample in samples], dtype=np.float64)
+    if ridge is None:
+        rows[:, 2] = 0.0
+    weighted = rows / times[:, None]
+    scale = np.maximum(np.abs(weighted).max(axis=0), 1e-300)
+    solution, residual = nnls(weighted / scale, np.ones(len(samples)))
+    return float(residual), BatchTimeModel.of(solution / scale, ridge or 0.0)

@@ -1,0 +1,125 @@
+"""What a calibration measured and fitted, on disk: every batch shape with its repeated times."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from wisp.errors import FormatError
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
+
+FORMAT = "wisp-calibration"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSample:
+    """One batch that was measured several times."""
+
+    members: tuple[tuple[int, int], ...]
+    """New and cached tokens of each."""
+    times: tuple[float, ...]
+    """Seconds, one per repeat."""
+
+    @property
+    def shape(self) -> BatchShape:
+        return BatchShape.of_members(self.members)
+
+    @property
+    def time(self) -> float:
+        """The median: what is taken for the truth."""
+        return median(self.times)
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Relative errors, as a share of the measured time."""
+
+    mean: float
+    p95: float
+    bias: float = 0.0
+    """Median of predicted over measured, minus 1; above 0: too high."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A target engine's batch times: measured, fitted, judged."""
+
+    model_id: str
+    dtype: str
+    device: str
+    emulated: bool
+    samples: tuple[BatchSample, ...]
+    model: BatchTimeModel
+    held_out: Errors
+    """Of a fit to half of the shapes on the other half."""
+    repeats: Errors
+    """Of single measurements against the median of their own shape: no estimator can do better."""
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON. Raises FormatError."""
+        try:
+            path.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}) + "\n")
+        except OSError as error:
+            raise FormatError(f"cannot write the calibration {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote. Raises FormatError."""
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise FormatError(f"cannot read the calibration {path}: {error}") from error
+        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            raise FormatError(f"{path} is not a {FORMAT} of version {VERSION}: make one with `wisp calibrate`")
+        try:
+            return _parse(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} is damaged ({error!r}): make a new one with `wisp calibrate`") from error
+
+    def require(self, model_id: str, dtype: str, device: str, *, path: Path) -> None:
+        """Raise FormatError unless this was measured with that model, on that device."""
+        mine, asked = (self.model_id, self.dtype, self.device), (model_id, dtype, device)
+        if mine != asked:
+            raise FormatError(
+                f"{path} was measured with {' '.join(mine)}, not with {' '.join(asked)}: make one with `wisp calibrate`"
+            )
+
+
+def _parse(content: dict[str, Any]) -> Calibration:
+    given = {field.name: content[field.name] for field in fields(Calibration)}
+    texts = (given["model_id"], given["dtype"], given["device"])
+    if not all(isinstance(text, str) for text in texts) or not isinstance(given["emulated"], bool):
+        raise TypeError("model_id, dtype and device are texts, emulated is true or false")
+    return Calibration(
+        *texts,
+        given["emulated"],
+        tuple(_sample(sample) for sample in given["samples"]),
+        BatchTimeModel(**_numbers(given["model"], fields(BatchTimeModel))),
+        Errors(**_numbers(given["held_out"], fields(Errors), signed=True)),
+        Errors(**_numbers(given["repeats"], fields(Errors), signed=True)),
+    )
+
+
+def _sample(content: dict[str, Any]) -> BatchSample:
+    members = tuple((int(num_new), int(num_cached)) for num_new, num_cached in content["members"])
+    times = tuple(_number(time) for time in content["times"])
+    if not members or not times or min(times) <= 0.0:
+        raise ValueError("a sample has members and positive times")
+    return BatchSample(members, times)
+
+
+def _numbers(content: dict[str, Any], wanted: Any, *, signed: bool = False) -> dict[str, float]:
+    return {field.name: _number(content[field.name], signed=signed) for field in wanted}
+
+
+def _number(value: Any, *, signed: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is not a number")
+    if value < 0 and not signed:
+        raise ValueError(f"{value!r} is negative")
+    return float(value)

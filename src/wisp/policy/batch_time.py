@@ -1,0 +1,121 @@
+"""How long a verification batch takes, from its composition alone (paper: verification time estimator).
+
+    V_hat(B) = a + b*N + b2*max(0, N - ridge) + c*Q + d*C + e*|B|        every coefficient >= 0
+
+    N = sum(new)                          num_new        positions computed
+    Q = sum(new * (cached + new/2))       num_attended   pairs of a position and a token it attends to
+    C = sum(cached)                       num_cached     cached tokens that are read
+    |B|                                   num_requests
+
+Below the ridge a batch is bound by reading the weights and one more position costs b; above it b + b2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from wisp.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What of a batch's composition its time depends on."""
+
+    num_new: int = 0
+    num_attended: float = 0.0
+    num_cached: int = 0
+    num_requests: int = 0
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchShape:
+        """The shape of what a scheduler put together."""
+        return cls.of_members((member.num_new_tokens, member.request.num_cached_tokens) for member in batch.members)
+
+    @classmethod
+    def of_members(cls, members: Iterable[tuple[int, int]]) -> BatchShape:
+        """From (new, cached) tokens of each member."""
+        shape = cls()
+        for num_new, num_cached in members:
+            shape = shape.plus(num_new, num_cached)
+        return shape
+
+    def plus(self, num_new: int, num_cached: int) -> BatchShape:
+        """The shape with one more request."""
+        return BatchShape(
+            self.num_new + num_new,
+            self.num_attended + num_new * (num_cached + num_new / 2),
+            self.num_cached + num_cached,
+            self.num_requests + 1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimeModel:
+    """The coefficients, in seconds; the default is of a small model on a slow machine."""
+
+    fixed_s: float = 0.005
+    """a: reading the weights, launching kernels."""
+    per_token_s: float = 2e-4
+    """b: of each position."""
+    per_token_above_ridge_s: float = 0.0
+    """b2: added for each position above the ridge."""
+    per_attended_s: float = 0.0
+    """c"""
+    per_cached_s: float = 0.0
+    """d"""
+    per_request_s: float = 0.0
+    """e"""
+    ridge_tokens: float = 0.0
+    """Positions from which on a batch is bound by computing them; meaningless where b2 is 0."""
+
+    @classmethod
+    def of(cls, coefficients: Iterable[float], ridge_tokens: float) -> BatchTimeModel:
+        """From a, b, b2, c, d, e."""
+        a, b, b2, c, d, e = (float(value) for value in coefficients)
+        return cls(a, b, b2, c, d, e, ridge_tokens)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """a, b, b2, c, d, e."""
+        return (
+            self.fixed_s,
+            self.per_token_s,
+            self.per_token_above_ridge_s,
+            self.per_attended_s,
+            self.per_cached_s,
+            self.per_request_s,
+        )
+
+    def features(self, shape: BatchShape) -> tuple[float, ...]:
+        """What the coefficients are multiplied with."""
+        above = max(0.0, shape.num_new - self.ridge_tokens)
+        return 1.0, shape.num_new, above, shape.num_attended, shape.num_cached, shape.num_requests
+
+    def predict(self, shape: BatchShape) -> float:
+        """Seconds that a batch of this shape takes."""
+        return (
+            self.fixed_s
+            + self.per_token_s * shape.num_new
+            + self.per_token_above_ridge_s * max(0.0, shape.num_new - self.ridge_tokens)
+            + self.per_attended_s * shape.num_attended
+            + self.per_cached_s * shape.num_cached
+            + self.per_request_s * shape.num_requests
+        )
+
+    def position_time(self, shape: BatchShape) -> float:
+        """dT/dn: seconds that one more position adds to a batch of this shape."""
+        mean_cached = shape.num_cached / shape.num_requests if shape.num_requests else 0.0
+        above = self.per_token_above_ridge_s if shape.num_new >= self.ridge_tokens else 0.0
+        return self.per_token_s + above + self.per_attended_s * mean_cached
+
+    def round_time(self, num_cached: float) -> float:
+        """Seconds that a request on `num_cached` tokens costs before its first position: reading its cache, overhead."""
+        return self.per_request_s + self.per_cached_s * num_cached
+
+    @property
+    def fill_tokens(self) -> float:
+        """Positions at which a batch stops being mostly overhead: the ridge; without one, where a = b*N."""
+        if self.per_token_above_ridge_s > 0.0:
+            return self.ridge_tokens
+        return self.fixed_s / self.per_token_s if self.per_token_s > 0.0 else 0.0

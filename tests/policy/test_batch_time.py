@@ -1,0 +1,56 @@
+"""The form of the estimator: what a batch's time depends on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.types import Batch, BatchMember, VerificationRequest
+
+MODEL = BatchTimeModel(1.0, 0.5, 0.25, 0.125, 0.0625, 4.0, ridge_tokens=8.0)
+MEMBERS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), max_size=8)
+
+
+def test_a_shape_sums_up_its_members() -> None:
+    """Each position attends to what is cached and to half of the new ones."""
+    request = VerificationRequest("a", 1, 101, 100, 3, 0.0)
+    chunk = VerificationRequest("b", 1, 51, 0, 3, 0.0)
+    batch = Batch((BatchMember(request, 0, 3), BatchMember(chunk, 20, None)))
+    assert BatchShape.of(batch) == BatchShape(24, 4 * 102 + 20 * 10, 100, 2)
+
+
+def test_the_time_is_linear_with_a_hinge() -> None:
+    """T = a + b N + b2 max(0, N - ridge) + c Q + d C + e |B|."""
+    assert MODEL.predict(BatchShape(10, 16.0, 32, 2)) == 1.0 + 5.0 + 0.5 + 2.0 + 2.0 + 8.0
+
+
+@given(MEMBERS)
+def test_features_and_coefficients_give_the_prediction(members: list[tuple[int, int]]) -> None:
+    """The two ways to compute it agree, and coefficients make the trip to a tuple and back."""
+    shape = BatchShape.of_members(members)
+    product = sum(a * b for a, b in zip(MODEL.coefficients, MODEL.features(shape), strict=True))
+    assert MODEL.predict(shape) == pytest.approx(product)
+    assert BatchTimeModel.of(MODEL.coefficients, MODEL.ridge_tokens) == MODEL
+
+
+def test_one_more_position_costs_what_its_batch_makes_of_it() -> None:
+    """Cheap below the ridge, dearer above it and on long contexts."""
+    below, above = BatchShape(4, 0.0, 0, 0), BatchShape(8, 0.0, 40, 4)
+    assert MODEL.position_time(below) == 0.5
+    assert MODEL.position_time(above) == 0.5 + 0.25 + 0.125 * 10
+
+
+def test_a_round_costs_its_request_and_its_cache() -> None:
+    """Before its first position."""
+    assert MODEL.round_time(16) == 4.0 + 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "fill"),
+    [(MODEL, 8.0), (BatchTimeModel(6.0, 0.5), 12.0), (BatchTimeModel(1.0, 0.0), 0.0)],
+)
+def test_a_batch_is_full_at_the_ridge(model: BatchTimeModel, fill: float) -> None:
+    """Without a ridge: where positions cost as much as the weights; without a cost of positions: never mind."""
+    assert model.fill_tokens == fill
