@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from wisp.policy.residency import KVResidency
 from wisp.types import (
     Admitted,
     Batch,
@@ -88,7 +89,7 @@ class FCFSScheduler:
         self._limits = limits
         self._waiting: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         self._sessions: set[SessionId] = set()
-        self._resident: OrderedDict[SessionId, int] = OrderedDict()  # cached tokens, longest idle first
+        self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied)
         self._evicting: tuple[SessionId, ...] = ()
 
     def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
@@ -100,7 +101,7 @@ class FCFSScheduler:
     def release(self, session_id: SessionId) -> None:
         self.cancel(session_id)
         self._sessions.discard(session_id)
-        self._resident.pop(session_id, None)
+        self._residency.forget(session_id)
 
     def add(self, request: VerificationRequest) -> None:
         self._waiting.pop(request.session_id, None)
@@ -110,13 +111,14 @@ class FCFSScheduler:
         self._waiting.pop(session_id, None)
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
-        self._resident.pop(session_id, None)
-        if num_cached_tokens:
-            self._resident[session_id] = num_cached_tokens
+        self._residency.note(session_id, num_cached_tokens)
 
     def schedule(self, now: float) -> Batch | WaitUntil:
         members = list(self._choose())
-        self._evicting = self._make_room(members)
+        self._evicting = self._residency.make_room(members, self._waiting)
+        for session_id in self._evicting:
+            if session_id in self._waiting:
+                self._waiting[session_id] = replace(self._waiting[session_id], num_cached_tokens=0)
         if not members:
             return WaitUntil()
         for member in members:
@@ -134,50 +136,12 @@ class FCFSScheduler:
         """Members in the order of arrival, within the limits of a batch."""
         tokens, prefill = self._limits.max_batch_tokens, self._limits.max_prefill_tokens
         for _, request in zip(range(self._limits.max_batch_requests), self._waiting.values(), strict=False):
-            member = _fit(request, tokens, prefill)
+            member = fit(request, request.num_draft_tokens, tokens, prefill)
             if member is None:
                 return
             tokens -= member.num_new_tokens
             prefill -= member.num_prefill_tokens
             yield member
-
-    def _make_room(self, members: list[BatchMember]) -> tuple[SessionId, ...]:
-        """Choose what to evict so that `members` fit the KV cache; members that cannot fit are dropped from the end.
-
-        Idle sessions go first, longest idle first, then the waiting ones that are not in the batch, latest first.
-        """
-        evicted: list[SessionId] = []
-        while members:
-            chosen = {member.request.session_id for member in members}
-            excess = self._occupied_after(members, evicted) - self._limits.kv_capacity_tokens
-            if excess <= 0:
-                break
-            victim = self._victim(chosen, evicted)
-            if victim is None:
-                members.pop()
-            else:
-                evicted.append(victim)
-        for session_id in evicted:
-            self._evict(session_id)
-        return tuple(evicted)
-
-    def _occupied_after(self, members: list[BatchMember], evicted: list[SessionId]) -> int:
-        occupied = {session_id: tokens for session_id, tokens in self._resident.items() if session_id not in evicted}
-        for member in members:
-            occupied[member.request.session_id] = member.request.num_cached_tokens + member.num_new_tokens
-        return sum(self._limits.occupied(tokens) for tokens in occupied.values())
-
-    def _victim(self, chosen: set[SessionId], evicted: list[SessionId]) -> SessionId | None:
-        free = [session_id for session_id in self._resident if session_id not in chosen and session_id not in evicted]
-        idle = next((session_id for session_id in free if session_id not in self._waiting), None)
-        if idle is not None:
-            return idle
-        return next((session_id for session_id in reversed(self._waiting) if session_id in free), None)
-
-    def _evict(self, session_id: SessionId) -> None:
-        self._resident.pop(session_id, None)
-        if session_id in self._waiting:
-            self._waiting[session_id] = replace(self._waiting[session_id], num_cached_tokens=0)
 
     def _take(self, member: BatchMember) -> None:
         """Remove a member's request from the queue, or note its progress."""
@@ -189,10 +153,13 @@ class FCFSScheduler:
             self._waiting[request.session_id] = replace(request, num_cached_tokens=cached)
 
 
-def _fit(request: VerificationRequest, tokens: int, prefill: int) -> BatchMember | None:
-    """As much of a request as fits into `tokens` positions, `prefill` of them of prompts; None: nothing."""
+def fit(request: VerificationRequest, num_draft_tokens: int, tokens: int, prefill: int) -> BatchMember | None:
+    """As much of a request as fits into `tokens` positions, `prefill` of them of prompts; None: nothing.
+
+    Of its draft, the first `num_draft_tokens` are to be verified.
+    """
     needed = request.num_prefill_tokens
     chunk = min(needed, prefill, tokens)
     if chunk == needed and tokens > chunk:
-        return BatchMember(request, chunk, min(request.num_draft_tokens, tokens - chunk - 1))
+        return BatchMember(request, chunk, min(num_draft_tokens, tokens - chunk - 1))
     return BatchMember(request, chunk, None) if chunk > 0 else None
