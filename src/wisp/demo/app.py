@@ -77,7 +77,7 @@ def run_demo(config: DemoConfig) -> int:
 
 async def _demo(config: DemoConfig, console: Console) -> int:
     console.print("Starting the server ...")
-    async with command(["serve", str(TARGET), "--port", "0"]) as ready:
+    async with command(["serve", str(TARGET), "--name", "wisp-demo", "--port", "0"]) as ready:
         compared = await _compare(config, console, ready["address"])
         identical = all(each.num_identical == len(each.completions) for each in compared)
         console.print(_table(compared))
@@ -208,6 +208,7 @@ async def _leave_running(address: str, console: Console) -> None:
         for number in (2, 15):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         await stopped.wait()
+        console.print("Stopping ...")
 
 
 _HOW_TO_TALK = """

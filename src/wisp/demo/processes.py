@@ -27,6 +27,7 @@ async def command(arguments: Sequence[str]) -> AsyncGenerator[dict[str, Any], No
         "--json",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
     )
     errors = asyncio.create_task(_last_lines(process))
     try:
