@@ -6,6 +6,7 @@ Whatever goes wrong with a drafter costs speed, never text: the generation goes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,7 +63,8 @@ class DraftWorker:
         for waiting, future in self._waiting:
             if waiting == session_id and not future.done():
                 future.set_result(None)
-        self._thread.submit(self._close, session_id)
+        with contextlib.suppress(RuntimeError):  # shut down: the engine holds no session any more
+            self._thread.submit(self._close, session_id)
 
     def shutdown(self) -> None:
         """Stop the thread and release the engine; blocks until the call that is running has returned."""

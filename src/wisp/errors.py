@@ -18,6 +18,7 @@ WispError
 │   ├── SessionLost              the server does not know the session (any more): re-open it
 │   ├── SessionFenced            a newer epoch of the session was opened on another stream
 │   └── ConnectionLost           the stream broke: reconnect and re-open
+├── DeviceClosing            this device is being stopped: what runs on it ends
 └── EngineError              an engine failed while it computed
 """
 
@@ -103,6 +104,10 @@ class SessionFenced(PeerError):
 
 class ConnectionLost(PeerError):
     """The stream broke: reconnect and re-open the sessions."""
+
+
+class DeviceClosing(WispError):
+    """This device is being stopped: what runs on it ends."""
 
 
 class EngineError(WispError):

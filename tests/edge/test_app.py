@@ -6,14 +6,16 @@ import asyncio
 import json
 import signal
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.edge.endpoint import edge_config, everything, expected_text, server_config
-from tests.fakes import FakeTarget, fake_card
+from tests.edge.endpoint import edge_config, everything, expected_text, server_config, until
+from tests.fakes import FakeDrafter, FakeTarget, fake_card
 from wisp.edge.app import serving
 from wisp.edge.target import target_info
 from wisp.errors import ConfigError, ProtocolError
@@ -44,6 +46,31 @@ async def test_the_command(tmp_path: Path) -> None:
     assert await process.wait() == 0
     assert f"curl {ready['url']}/chat/completions" in stderr
     assert "n-gram" in stderr or "ngram" in stderr
+    await server.stop(0.0)
+
+
+async def test_responses_that_outlast_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get some time to finish, then an error in the API's form, not a connection that is cut."""
+    monkeypatch.setattr("wisp.edge.app.SHUTDOWN_TIMEOUT", 0.1)
+    going, hold = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(_: object) -> None:
+        loop.call_soon_threadsafe(going.set)
+        hold.wait(5.0)
+
+    server = await start_server(FakeTarget(on_step=slow), server_config())
+    body = {"prompt": "once", "max_tokens": 8}
+    async with httpx.AsyncClient(timeout=30.0) as client:
+        async with serving(edge_config(server.address, api_key=None), lambda _: FakeDrafter(), tmp_path) as endpoint:
+            post = partial(client.post, f"{endpoint.url}/completions")
+            answers = [asyncio.create_task(post(json={**body, "stream": stream})) for stream in (True, False)]
+            await going.wait()
+            await until(lambda: len(server.registry) == 2)
+        streamed, whole = [await answer for answer in answers]
+    assert "shutting down" in streamed.text
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "device_closing")
+    hold.set()
     await server.stop(0.0)
 
 

@@ -30,8 +30,10 @@ from wisp.types import AcceptanceRule
 
 log = logger(__name__)
 
-SHUTDOWN_TIMEOUT = 5
-"""Seconds that running responses get after SIGTERM."""
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds that running responses get after SIGTERM; then they end with an error."""
+LAST_WORDS_TIMEOUT = 2.0
+"""Seconds that clients get to read this error before they are cut off."""
 
 LoadDrafter = Callable[[EdgeConfig], DraftEngine]
 
@@ -101,7 +103,7 @@ async def serving(
     """Device and endpoint in this event loop, without signal handlers: for the demo and for tests."""
     with _listening(config) as listener:
         async with connected_device(config, load, cache) as device:
-            server = _InProcessServer(_uvicorn_config(device))
+            server = _DeviceServer(device)
             task = asyncio.create_task(server.serve([listener]))
             try:
                 yield Endpoint(_url(config, listener), device)
@@ -123,25 +125,43 @@ def run_edge(config: EdgeConfig, *, json_output: bool) -> int:
 
 
 async def _run(config: EdgeConfig, *, json_output: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be wound up yet, and loading cannot be cancelled
     with _listening(config) as listener:
         async with connected_device(config) as device:
-            server = _AnnouncingServer(_uvicorn_config(device), lambda: _announce(device, listener, json_output))
+            server = _AnnouncingServer(device, lambda: _announce(device, listener, json_output))
             await server.serve([listener])
 
 
-class _InProcessServer(uvicorn.Server):
-    """Leaves the process's signals alone."""
+class _DeviceServer(uvicorn.Server):
+    """The endpoint of a device; leaves the process's signals alone."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(_uvicorn_config(device))
+        self._device = device
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for running responses; those that last too long end by losing the server for good."""
+        ending = asyncio.create_task(self._end_responses())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
 
-class _AnnouncingServer(_InProcessServer):
-    """Says that it is ready once it is; ends on SIGTERM or SIGINT, at once on the second one."""
+    async def _end_responses(self) -> None:
+        await asyncio.sleep(SHUTDOWN_TIMEOUT)
+        await self._device.connection.close()
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
-        super().__init__(config)
+
+class _AnnouncingServer(_DeviceServer):
+    """Says that it is ready once it is; ends on SIGTERM or SIGINT, at once on the second SIGINT."""
+
+    def __init__(self, device: Device, announce: Callable[[], None]) -> None:
+        super().__init__(device)
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -237,5 +257,5 @@ def _uvicorn_config(device: Device) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+        timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT + LAST_WORDS_TIMEOUT),
     )

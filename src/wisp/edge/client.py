@@ -17,6 +17,7 @@ from wisp.errors import (
     AuthenticationFailed,
     ConfigError,
     ConnectionLost,
+    DeviceClosing,
     FormatError,
     ProtocolError,
     VersionMismatch,
@@ -134,7 +135,8 @@ class ServerConnection:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._lose(ConnectionLost("the device is shutting down"))
+        self._lose(DeviceClosing("the device is shutting down"))
+        self._settled.set()  # whoever waits for a connection waits in vain
 
     async def fetch_tokenizer(self) -> bytes:
         """The target's tokenizer.json from the server. Raises ConnectionLost and ProtocolError."""

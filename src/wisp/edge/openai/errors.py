@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wisp.errors import ConnectionLost, EngineError, InvalidRequest, PeerError, ServerBusy
+from wisp.errors import ConnectionLost, DeviceClosing, EngineError, InvalidRequest, PeerError, ServerBusy
 
 
 @dataclass(slots=True)
@@ -69,6 +69,7 @@ def as_api_error(error: BaseException) -> ApiError:
 _FAILURES = (
     (ConnectionLost, 503, "server_unreachable"),
     (PeerError, 503, "server_unavailable"),
+    (DeviceClosing, 503, "device_closing"),
     (EngineError, 500, "engine_error"),
 )
 
