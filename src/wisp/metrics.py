@@ -1,14 +1,19 @@
 """What goodput, wasted drafting time, interference, SLO attainment and capacity mean.
 
-Round r of a session drafts k tokens of t_d seconds each; n <= k are verified, A <= n accepted.
+Round r of a session drafts k tokens of t_d seconds each; n <= k are verified, A <= n accepted. An SLO is a speed of s
+tokens per second and a limit to the first token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wisp.policy.session import RoundRecord
+from wisp.types import SLO, Batch
+
+IN_TIME_SHARE = 0.95
+"""Of a session's tokens, for the session to count as attained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,98 @@ def summarise_drafting(records: Iterable[RoundRecord]) -> DraftingSummary:
         wasted_time=sum(wasted_drafting_time(record) for record in rounds),
         trimmed_time=sum(trimmed_drafting_time(record) for record in rounds),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOutcome:
+    """What became of one offered session; times by one clock, in seconds."""
+
+    slo: SLO
+    offered: float
+    token_times: Sequence[float]
+    """When each output token reached the device."""
+    finished: bool
+    """False: refused, failed, timed out or cut off."""
+    startup_time: float = 1.0
+    """Between the first token's arrival and the start of its playback."""
+
+    @property
+    def first_token_in_time(self) -> bool:
+        return bool(self.token_times) and self.token_times[0] <= self.offered + self.slo.first_token_s
+
+    @property
+    def in_time(self) -> list[bool]:
+        """Per token m: whether it came by its playback deadline d_m = t_first + startup + m / s."""
+        if not self.token_times:
+            return []
+        playback, interval = self.token_times[0] + self.startup_time, 1.0 / self.slo.tokens_per_s
+        return [time <= playback + m * interval for m, time in enumerate(self.token_times)]
+
+    @property
+    def attained(self) -> bool:
+        """Finished, the first token in time, and at least 95 % of its tokens in time."""
+        if not (self.finished and self.first_token_in_time):
+            return False
+        in_time = self.in_time
+        return sum(in_time) >= IN_TIME_SHARE * len(in_time)
+
+
+def attainment(outcomes: Iterable[SessionOutcome]) -> float:
+    """Attained over offered sessions; 1 where none was offered."""
+    attained = [outcome.attained for outcome in outcomes]
+    return sum(attained) / len(attained) if attained else 1.0
+
+
+def attainment_by_class(outcomes: Iterable[SessionOutcome]) -> dict[str, float]:
+    """Attainment of each SLO class, by name."""
+    classes: dict[str, list[SessionOutcome]] = {}
+    for outcome in outcomes:
+        classes.setdefault(outcome.slo.name, []).append(outcome)
+    return {name: attainment(classes[name]) for name in sorted(classes)}
+
+
+def goodput(outcomes: Iterable[SessionOutcome], start: float, end: float) -> float:
+    """Tokens per second that came in time from `start` to `end`, of sessions whose first token was in time."""
+    num_tokens = sum(
+        in_time and start <= time < end
+        for outcome in outcomes
+        if outcome.first_token_in_time
+        for time, in_time in zip(outcome.token_times, outcome.in_time, strict=True)
+    )
+    return num_tokens / (end - start)
+
+
+def within_capacity(overall: float, by_class: Mapping[str, float], level: float = 0.95, margin: float = 0.05) -> bool:
+    """Whether a load is served: attainment of at least `level` overall, and `margin` less in every class."""
+    return overall >= level and all(share >= level - margin for share in by_class.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCost:
+    """What the server spent."""
+
+    num_positions: int
+    """Computed by the target."""
+    engine_time: float
+    """Seconds."""
+    num_committed: int
+    """Tokens that came of it."""
+
+    @property
+    def positions_per_token(self) -> float:
+        """Target positions per committed token; 0 where nothing was committed."""
+        return self.num_positions / self.num_committed if self.num_committed else 0.0
+
+    @property
+    def engine_time_per_token(self) -> float:
+        """Engine seconds per committed token; 0 where nothing was committed."""
+        return self.engine_time / self.num_committed if self.num_committed else 0.0
+
+
+def verification_interference(batch: Batch, batch_time: Callable[[Batch], float]) -> list[float]:
+    """V(B) - V({j}) of each request j that is verified in batch B: seconds that it waits for the others' tokens."""
+    together = batch_time(batch)
+    return [together - batch_time(Batch((member,))) for member in batch.members if member.completes]
 
 
 def _token_time(record: RoundRecord) -> float:

@@ -1,0 +1,30 @@
+"""Every system as a row of one table: a stop rule on the devices and a scheduler on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from wisp.policy.controller import ConfidenceThreshold, FixedLength, StopRule
+from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What decides on the devices and on the server."""
+
+    caption: str
+    stop_rule: StopRule
+    scheduler: Callable[[SchedulerLimits], Scheduler]
+    drafts: bool = True
+    """Whether there is a drafter on the device."""
+
+
+SYSTEMS: Mapping[str, System] = {
+    "centralized": System("plain decoding, first come first served", FixedLength(0), FCFSScheduler, drafts=False),
+    "fixed-1": System("one drafted token a round, first come first served", FixedLength(1), FCFSScheduler),
+    "fixed-4": System("four drafted tokens a round, first come first served", FixedLength(4), FCFSScheduler),
+    "sled-fcfs": System(
+        "SLED's confidence threshold, first come first served", ConfidenceThreshold(0.5, 8), FCFSScheduler
+    ),
+}

@@ -1,0 +1,83 @@
+"""Which drafted tokens the target accepts, and what the drafter says of them beforehand: latent difficulty.
+
+At each output position the predictor sees a score z; the drafted token is right with probability a(z):
+
+    z | right ~ N(mu, 1)    z | wrong ~ N(0, 1)    P(right) = rate    AUC = Phi(mu / sqrt 2)
+    a(z) = sigmoid(logit(rate) + mu z - mu^2 / 2)
+
+so the acceptance rate and the AUC of the predictor are exactly what was asked for and a is calibrated. Neighbouring
+positions may be alike (`persistence`: autocorrelation of z on the normal scale). Positions are drawn once per session:
+every system meets the same text, and a position that is drafted again meets the same fate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+
+from wisp.errors import ConfigError
+from wisp.types import DraftStats
+
+_NORMAL = NormalDist()
+_GRID = np.linspace(-8.0, 8.0, 4097)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceModel:
+    """How well drafter and predictor do."""
+
+    rate: float = 0.75
+    """Mean probability that a drafted token is accepted, given that all before it were."""
+    auc: float = 0.85
+    """Of the predictor, accepted against rejected tokens."""
+    persistence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rate <= 1.0:
+            raise ConfigError(f"the acceptance rate must be in 0..1, not {self.rate}")
+        if not 0.5 <= self.auc < 1.0:
+            raise ConfigError(f"the predictor's AUC must be in 0.5..1 (1 excluded), not {self.auc}")
+        if not 0.0 <= self.persistence < 1.0:
+            raise ConfigError(f"persistence must be in 0..1 (1 excluded), not {self.persistence}")
+
+    def draw(self, num_positions: int, rng: np.random.Generator) -> tuple[list[bool], list[float]]:
+        """For each position whether the drafted token is right, and the predicted probability of that."""
+        latent = _correlated(rng.standard_normal(num_positions), self.persistence)
+        predicted = np.interp(latent, _GRID, _predictions(self.rate, self.auc))
+        return (rng.random(num_positions) < predicted).tolist(), predicted.tolist()
+
+
+def stats(predicted: float) -> DraftStats:
+    """Draft statistics of a two-way choice with this confidence: all of them say the same."""
+    p = min(max(predicted, 1e-6), 1.0 - 1e-6)
+    entropy = -p * math.log(p) - (1.0 - p) * math.log(1.0 - p)
+    margin = math.log(p / (1.0 - p))
+    return DraftStats(predicted, entropy, margin, abs(margin) / 2.0, predicted)
+
+
+def _correlated(noise: np.ndarray, persistence: float) -> np.ndarray:
+    """x_i = persistence * x_(i-1) + sqrt(1 - persistence^2) * noise_i: standard normal at every position."""
+    if not persistence:
+        return noise
+    fresh = math.sqrt(1.0 - persistence * persistence)
+    values = noise.tolist()
+    for i in range(1, len(values)):
+        values[i] = persistence * values[i - 1] + fresh * values[i]
+    return np.array(values)
+
+
+@lru_cache(maxsize=32)
+def _predictions(rate: float, auc: float) -> np.ndarray:
+    """The value of a(z) at the quantile of z that each point of the grid stands for."""
+    if rate in (0.0, 1.0):
+        return np.full_like(_GRID, rate)
+    mu = math.sqrt(2.0) * _NORMAL.inv_cdf(auc)
+    z = np.linspace(-8.0, 8.0 + mu, 4097)
+    cumulative = np.array([rate * _NORMAL.cdf(v - mu) + (1.0 - rate) * _NORMAL.cdf(v) for v in z.tolist()])
+    quantiles = np.interp([_NORMAL.cdf(v) for v in _GRID.tolist()], cumulative, z)
+    odds = math.log(rate / (1.0 - rate)) + mu * quantiles - mu * mu / 2.0
+    return np.asarray(1.0 / (1.0 + np.exp(-odds)))

@@ -1,0 +1,42 @@
+"""The event loop: a heap of things to happen, taken instant by instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+from typing import Any
+
+
+class Events:
+    """What happens next; `now` is virtual time in seconds."""
+
+    __slots__ = ("_heap", "_order", "now", "num_taken", "running")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._order = 0
+        self.now = 0.0
+        self.num_taken = 0
+        self.running = False
+
+    def at(self, time: float, action: Callable[[Any], None], argument: Any = None) -> None:
+        """Have `action(argument)` happen at `time`; what was asked for first happens first."""
+        heappush(self._heap, (time, self._order, action, argument))
+        self._order += 1
+
+    def run(self, settle: Callable[[], None], until: float = inf) -> None:
+        """Take all events of one instant, then `settle`; until none is left, `until` is past, or `stop` was called."""
+        heap = self._heap
+        self.running = True
+        while heap and self.running and heap[0][0] <= until:
+            self.now = now = heap[0][0]
+            while heap and heap[0][0] <= now:
+                _, _, action, argument = heappop(heap)
+                action(argument)
+                self.num_taken += 1
+            settle()
+
+    def stop(self) -> None:
+        """Let `run` return after this instant."""
+        self.running = False

@@ -1,0 +1,190 @@
+"""How long a batch takes on some hardware, from its composition; never the estimator that is under test.
+
+T(B) = fixed + sqrt((bytes of weights / bandwidth)^2 + (FLOPs of the matmuls / compute)^2)
+     + max(bytes of KV read / bandwidth, FLOPs of attention / compute) + per request * |B|
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from wisp.errors import ConfigError, FormatError
+from wisp.formats.profile import BatchTimeProfile
+from wisp.types import Batch
+
+BatchTime = Callable[[Batch], float]
+"""Seconds that a batch takes."""
+
+KV_BYTES = 2
+"""Of a key's or a value's element: KV caches are kept in 16 bits."""
+RESERVED_MEMORY = 0.1
+"""Of the GPU's memory, for activations and the runtime. Assumed; vLLM's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """A data sheet."""
+
+    memory_bytes: float
+    bandwidth: float
+    """Bytes per second."""
+    flops: float
+    """Dense bf16 with fp32 accumulation, per second."""
+
+
+GPUS: Mapping[str, GPU] = {
+    "a100-80gb": GPU(80e9, 2.039e12, 312e12),
+    "h100": GPU(80e9, 3.35e12, 989e12),
+    "h200": GPU(141e9, 4.8e12, 989e12),
+    "l40s": GPU(48e9, 0.864e12, 362e12),
+    "rtx-4090": GPU(24e9, 1.008e12, 165e12),
+    "rtx-pro-6000": GPU(96e9, 1.792e12, 504e12),
+}
+"""SXM versions of A100, H100 and H200; everything here is data sheet, nothing is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a model's config.json that decide what it costs."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocabulary_size: int
+
+    @classmethod
+    def load(cls, path: Path) -> ModelShape:
+        """Read a dense Llama-like model's config.json. Raises FormatError."""
+        try:
+            return cls.from_config(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"cannot read the model configuration {path}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{path} is not the config.json of a dense decoder: {error!r}") from error
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
+        """From the keys that Hugging Face uses."""
+        num_heads = int(config["num_attention_heads"])
+        return cls(
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_heads=num_heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
+            vocabulary_size=int(config["vocab_size"]),
+        )
+
+    @property
+    def num_matmul_parameters(self) -> int:
+        """Read once per step and multiplied with every position; the head counts, the embedding does not."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        feed_forward = 3 * self.hidden_size * self.intermediate_size
+        return self.num_layers * (attention + feed_forward) + self.hidden_size * self.vocabulary_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * KV_BYTES
+
+
+MODELS: Mapping[str, ModelShape] = {
+    "qwen3-32b": ModelShape(64, 5120, 25600, 64, 8, 128, 151936),
+    "qwen3-14b": ModelShape(40, 5120, 17408, 40, 8, 128, 151936),
+    "qwen3-8b": ModelShape(36, 4096, 12288, 32, 8, 128, 151936),
+    "llama-3.1-70b": ModelShape(80, 8192, 28672, 64, 8, 128, 128256),
+    "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),
+}
+"""From the models' own config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """A model on a GPU, from data sheets and five coefficients.
+
+    The efficiencies, and the soft corner between reading and computing, are measured, on one pair only: vLLM 0.19 kernels of Qwen3-32B bf16 on an RTX PRO 6000
+    (LLMServingSim, commit 5daddb2, MIT): a layer's matmuls take 670 us for 1 token, where reading its weights at the data
+    sheet's bandwidth takes 544, and 5,397 us for 2,048, where the FLOPs take 3,963; attention of 2,048 new tokens takes 300 us, where the FLOPs take
+    136. For other GPUs they are assumed to
+    hold. The fixed and the per-request time are assumed.
+    """
+
+    gpu: GPU
+    model: ModelShape
+    weight_bits: int = 16
+    """8 or 4: weight-only quantization, the FLOPs stay."""
+    bandwidth_efficiency: float = 0.81
+    compute_efficiency: float = 0.73
+    attention_efficiency: float = 0.48
+    """Of the compute, for attention over prompts."""
+    fixed_s: float = 0.005
+    per_request_s: float = 20e-6
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (4, 8, 16):
+            raise ConfigError(f"weights have 4, 8 or 16 bits, not {self.weight_bits}")
+        if self.kv_capacity_tokens < 1:
+            raise ConfigError(
+                f"{self.weight_bytes / 1e9:.0f} GB of weights leave no room for a KV cache in "
+                f"{self.gpu.memory_bytes / 1e9:.0f} GB: take fewer weight bits, or a larger GPU"
+            )
+
+    @property
+    def weight_bytes(self) -> float:
+        """What lies in memory; a step reads all but the embedding."""
+        embedding = self.model.vocabulary_size * self.model.hidden_size * 2
+        return self.read_bytes + embedding
+
+    @property
+    def read_bytes(self) -> float:
+        """Weights that a step reads."""
+        return self.model.num_matmul_parameters * self.weight_bits / 8
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens whose keys and values fit beside the weights."""
+        room = self.gpu.memory_bytes * (1.0 - RESERVED_MEMORY) - self.weight_bytes
+        return int(room / self.model.kv_bytes_per_token)
+
+    def matmul_time(self, num_tokens: int) -> float:
+        """Seconds that the matrix products of a step take."""
+        read = self.read_bytes / (self.gpu.bandwidth * self.bandwidth_efficiency)
+        flops = 2.0 * self.model.num_matmul_parameters * num_tokens
+        compute = flops / (self.gpu.flops * self.compute_efficiency)
+        return hypot(read, compute)
+
+    def attention_time(self, num_cached: int, num_pairs: float) -> float:
+        """Seconds for attention over `num_cached` tokens in the cache and `num_pairs` (new, attended) pairs."""
+        read = self.model.kv_bytes_per_token * num_cached / (self.gpu.bandwidth * self.bandwidth_efficiency)
+        flops = 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim * num_pairs
+        return max(read, flops / (self.gpu.flops * self.attention_efficiency))
+
+    def __call__(self, batch: Batch) -> float:
+        """Seconds that a batch takes."""
+        num_tokens = num_cached = 0
+        num_pairs = 0.0
+        for member in batch.members:
+            new, cached = member.num_new_tokens, member.request.num_cached_tokens
+            num_tokens += new
+            num_cached += cached
+            num_pairs += new * (cached + 0.5 * new)
+        fixed = self.fixed_s + self.per_request_s * len(batch.members)
+        return fixed + self.matmul_time(num_tokens) + self.attention_time(num_cached, num_pairs)
+
+
+def profiled(profile: BatchTimeProfile) -> BatchTime:
+    """A measured profile as a hardware model."""
+
+    def batch_time(batch: Batch) -> float:
+        num_cached = sum(member.request.num_cached_tokens for member in batch.members)
+        return profile(batch.num_new_tokens, num_cached, len(batch.members))
+
+    return batch_time

@@ -1,0 +1,78 @@
+"""Everything a simulation is told, in one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wisp.errors import ConfigError
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.session import SessionSettings
+from wisp.sim.device import Drafter
+from wisp.sim.hardware import BatchTime
+from wisp.sim.network import LinkModel
+from wisp.sim.workload import Spread, Workload
+
+DRAFT_SPEED = Spread(10.0, 50.0)
+RTT = Spread(0.010, 0.060)
+LIMITS = SchedulerLimits(max_sessions=1 << 31, max_batch_requests=256)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What devices are like; each draws its own values once."""
+
+    draft_speed: Spread = DRAFT_SPEED
+    """Drafted tokens per second."""
+    prompt_speed: float = 1000.0
+    """Tokens per second that the drafter reads."""
+    rtt: Spread = RTT
+    """Seconds, halved over the two directions."""
+    jitter: float = 0.002
+    """Mean, seconds, each way."""
+    loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.draft_speed.low <= 0.0 or self.prompt_speed <= 0.0:
+            raise ConfigError("devices that draft at no speed at all do not draft: take a system without drafts")
+
+    def drafter(self, rng: np.random.Generator) -> Drafter:
+        """One device's drafter."""
+        return Drafter(1.0 / self.draft_speed.draw(rng), 1.0 / self.prompt_speed)
+
+    def link(self, rng: np.random.Generator) -> LinkModel:
+        """One device's connection, either way."""
+        return LinkModel(self.rtt.draw(rng) / 2.0, self.jitter, self.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Hardware, fleet, workload and time; durations in seconds."""
+
+    batch_time: BatchTime
+    num_devices: int = 100
+    """Of a closed fleet; open arrivals and traces make a device for each session."""
+    fleet: Fleet = field(default_factory=Fleet)
+    workload: Workload = field(default_factory=Workload)
+    limits: SchedulerLimits = LIMITS
+    settings: SessionSettings = field(default_factory=SessionSettings)
+    warmup: float = 30.0
+    """Sessions offered before are not judged."""
+    duration: float = 60.0
+    """Sessions offered in this time after the warm-up are judged."""
+    drain: float = 120.0
+    """How long load goes on for them to end; those that do not are missed."""
+    ramp: float = 10.0
+    """A closed fleet's first sessions begin evenly over this time; 0: all at once."""
+
+    def __post_init__(self) -> None:
+        if self.num_devices < 1:
+            raise ConfigError(f"a fleet has at least 1 device, not {self.num_devices}")
+        if self.duration <= 0.0 or min(self.warmup, self.drain, self.ramp) < 0.0:
+            raise ConfigError("duration must be positive, warm-up, drain and ramp must not be negative")
+
+    @property
+    def end(self) -> float:
+        """When the time that is judged ends."""
+        return self.warmup + self.duration

@@ -1,0 +1,142 @@
+"""One run: a fleet, a server and a workload in virtual time.
+
+Every device and every session has a random stream of its own, derived from the seed: whatever the policy does, the
+same seed brings the same devices, prompts, answers and pauses, and runs of different systems are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wisp.policy.session import Session
+from wisp.policy.systems import System
+from wisp.sim.device import Device, DeviceRules
+from wisp.sim.events import Events
+from wisp.sim.network import Link
+from wisp.sim.report import Observer, Report
+from wisp.sim.scenario import Scenario
+from wisp.sim.script import SessionScript
+from wisp.sim.verifier import Verifier
+from wisp.sim.workload import TracedSession
+
+FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS = range(6)
+"""Purposes of random streams."""
+
+Progress = Callable[[float], None]
+"""Called now and then with the share of the run that is done."""
+
+NUM_PROGRESS_CALLS = 100
+
+
+@dataclass(slots=True)
+class Simulation:
+    """A scenario under one system and one seed; `run` it once."""
+
+    scenario: Scenario
+    system: System
+    seed: int
+    events: Events = field(default_factory=Events, init=False)
+    observer: Observer = field(init=False)
+    verifier: Verifier = field(init=False)
+    _rules: DeviceRules = field(init=False)
+    _running: dict[str, Device] = field(default_factory=dict, init=False)
+    _num_judged: int = field(default=0, init=False)
+    """Judged sessions under way."""
+    _arrivals: Iterator[tuple[float, TracedSession | None]] = field(init=False)
+    _num_arrived: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        scenario, system = self.scenario, self.system
+        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end)
+        scheduler = system.scheduler(scenario.limits)
+        self.verifier = Verifier(self.events, scheduler, scenario.batch_time, self.observer.on_batch)
+        longest = scenario.workload.longest_output
+        self._rules = DeviceRules(system.stop_rule, system.drafts, scenario.settings, longest)
+        self._arrivals = self._open_arrivals()
+
+    def run(self, progress: Progress | None = None) -> Report:
+        """Run until every judged session has ended, or the drain is over."""
+        scenario, events = self.scenario, self.events
+        if scenario.workload.arrivals is None and not scenario.workload.trace:
+            for index in range(scenario.num_devices):
+                events.at(scenario.ramp * index / scenario.num_devices, self._begin, self._device(index))
+        else:
+            self._await_arrival()
+        events.at(scenario.end, self._stop_if_done)
+        if progress is not None:
+            for step in range(NUM_PROGRESS_CALLS + 1):
+                events.at(scenario.end * step / NUM_PROGRESS_CALLS, progress, step / NUM_PROGRESS_CALLS)
+        events.run(self.verifier.settle, scenario.end + scenario.drain)
+        for device in self._running.values():
+            if device.session is not None:
+                self.observer.on_session(device.session, finished=False)
+        return self.observer.report(events.num_taken, events.now)
+
+    def rng(self, purpose: int, device: int = 0, session: int = 0) -> np.random.Generator:
+        """The random stream of one purpose, of one device and session: counter-based, so that none needs another."""
+        return np.random.Generator(np.random.Philox(key=(self.seed << 64) + (purpose << 56) + (device << 24) + session))
+
+    def _device(self, index: int) -> Device:
+        rng, fleet = self.rng(FLEET, index), self.scenario.fleet
+        link = fleet.link(rng)
+        return Device(
+            name=str(index),
+            events=self.events,
+            verifier=self.verifier,
+            rules=self._rules,
+            drafter=fleet.drafter(rng),
+            uplink=Link(link, self.rng(UPLINKS, index)),
+            downlink=Link(link, self.rng(DOWNLINKS, index)),
+            ended=self._ended,
+        )
+
+    def _script(self, device: Device, traced: TracedSession | None = None) -> SessionScript:
+        rng = self.rng(SESSIONS, int(device.name), device.num_sessions)
+        return self.scenario.workload.script(rng, traced)
+
+    def _begin(self, device: Device, traced: TracedSession | None = None) -> None:
+        self._running[device.name] = device
+        self._num_judged += self.observer.judges(self.events.now)
+        device.start(self._script(device, traced))
+
+    def _ended(self, device: Device, session: Session, admitted: bool) -> None:
+        del self._running[device.name]
+        self.observer.on_session(session, finished=admitted)
+        self._num_judged -= self.observer.judges(session.started)
+        if self.events.now >= self.scenario.end:
+            self._stop_if_done()
+        if self.scenario.workload.arrivals is None and not self.scenario.workload.trace:
+            pause = self.scenario.workload.pause(self.rng(PAUSES, int(device.name), device.num_sessions))
+            self.events.at(self.events.now + pause, self._begin, device)
+
+    def _stop_if_done(self, _: None = None) -> None:
+        if not self._num_judged:
+            self.events.stop()
+
+    # Open arrivals
+
+    def _open_arrivals(self) -> Iterator[tuple[float, TracedSession | None]]:
+        workload = self.scenario.workload
+        if workload.trace:
+            yield from ((traced.arrival, traced) for traced in workload.trace)
+        elif workload.arrivals is not None:
+            yield from ((time, None) for time in workload.arrivals.draw(self.rng(ARRIVALS)))
+
+    def _await_arrival(self) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is not None:
+            self.events.at(arrival[0], self._arrive, arrival[1])
+
+    def _arrive(self, traced: TracedSession | None) -> None:
+        device = self._device(self._num_arrived)
+        self._num_arrived += 1
+        self._begin(device, traced)
+        self._await_arrival()
+
+
+def simulate(scenario: Scenario, system: System, seed: int, progress: Progress | None = None) -> Report:
+    """Run a scenario under a system."""
+    return Simulation(scenario, system, seed).run(progress)

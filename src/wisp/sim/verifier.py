@@ -1,0 +1,217 @@
+"""The server: sessions, the scheduler's batches, and verdicts; asked and told in the order of `server/loop.py`.
+
+The scheduler is asked when the engine is free, on arrival, and at the time it named; sessions open between batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+from wisp.policy.scheduler import Scheduler
+from wisp.sim.events import Events
+from wisp.sim.hardware import BatchTime
+from wisp.sim.script import Outcome, SessionScript
+from wisp.types import (
+    Admitted,
+    Batch,
+    BatchMember,
+    DecodeRequest,
+    DraftRequest,
+    Hints,
+    RetryAfter,
+    SessionDemand,
+    SessionId,
+    Verdict,
+    VerificationRequest,
+    WaitUntil,
+)
+
+SendsVerdict = Callable[[Verdict], None]
+
+
+class WatchesBatches(Protocol):
+    """Is told of every batch when it is done."""
+
+    def __call__(self, batch: Batch, started: float, elapsed: float) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class ServedSession:
+    """What the server knows of a session, and the round it is working on."""
+
+    session_id: SessionId
+    script: SessionScript
+    max_new_tokens: int
+    send: SendsVerdict
+    num_output: int = 0
+    num_cached: int = 0
+    is_open: bool = False
+    request: DraftRequest | DecodeRequest | None = None
+    arrival: float = 0.0
+    deadline: float = 0.0
+    tokens_left: int = 0
+    """Verdicts of this round still to come."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.script.num_prompt_tokens + self.num_output
+
+    @property
+    def draft_length(self) -> int:
+        return len(self.request.tokens) if isinstance(self.request, DraftRequest) else 0
+
+
+@dataclass(slots=True)
+class Verifier:
+    """One engine and its scheduler in virtual time."""
+
+    events: Events
+    scheduler: Scheduler
+    batch_time: BatchTime
+    watch: WatchesBatches
+    _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
+    _opening: list[ServedSession] = field(default_factory=list, init=False)
+    _busy: bool = field(default=False, init=False)
+    _woken: bool = field(default=False, init=False)
+    """Whether something happened since the scheduler was asked last."""
+    _wake_at: float = field(default=inf, init=False)
+
+    # What devices send
+
+    def open(self, session: ServedSession) -> Admitted | RetryAfter:
+        """Ask for admission; an admitted session opens when the engine is free."""
+        script = session.script
+        demand = SessionDemand(session.session_id, script.num_prompt_tokens, session.max_new_tokens, script.slo)
+        answer = self.scheduler.admit(demand, self.events.now)
+        if isinstance(answer, Admitted):
+            self._sessions[session.session_id] = session
+            self._opening.append(session)
+            self._woken = True
+        return answer
+
+    def ask(self, session: ServedSession, request: DraftRequest | DecodeRequest) -> None:
+        """Take a round of a session that has none under way."""
+        now = self.events.now
+        session.request, session.arrival = request, now
+        session.deadline = now + request.time_left - request.rtt
+        session.tokens_left = request.num_tokens if isinstance(request, DecodeRequest) else 1
+        if session.is_open:
+            self._queue(session)
+
+    def close(self, session: ServedSession) -> None:
+        """Forget a session that ended."""
+        if self._sessions.pop(session.session_id, None) is not None:
+            self.scheduler.release(session.session_id)
+            self._woken = True
+
+    # Batches
+
+    def settle(self) -> None:
+        """After all events of an instant: start a batch, if the engine is free and there is one."""
+        while self._woken and not self._busy:
+            self._woken = False
+            self._open_waiting()
+            decision = self.scheduler.schedule(self.events.now)
+            evictions = self.scheduler.evictions()
+            for session_id in evictions:
+                if session_id in self._sessions:
+                    self._sessions[session_id].num_cached = 0
+            if isinstance(decision, Batch):
+                self._start(decision)
+            elif evictions:
+                self._woken = True
+            else:
+                self._wait(decision)
+
+    def _open_waiting(self) -> None:
+        for session in self._opening:
+            if session.session_id in self._sessions:
+                session.is_open = True
+                self.scheduler.cached(session.session_id, 0, self.events.now)
+                if session.request is not None:
+                    self._queue(session)
+        self._opening.clear()
+
+    def _wait(self, decision: WaitUntil) -> None:
+        self._wake_at = decision.time
+        if decision.time < inf:
+            assert decision.time > self.events.now, "the scheduler waits for the present"
+            self.events.at(decision.time, self._wake, decision.time)
+
+    def _wake(self, time: float) -> None:
+        """Ask again, unless another time was named since."""
+        if time == self._wake_at:
+            self._woken = True
+
+    def _queue(self, session: ServedSession) -> None:
+        request = session.request
+        draft_length = session.draft_length
+        self.scheduler.add(
+            VerificationRequest(
+                session_id=session.session_id,
+                round=0 if request is None else request.round,
+                num_history_tokens=session.num_tokens,
+                num_cached_tokens=session.num_cached,
+                num_draft_tokens=draft_length,
+                arrival=session.arrival,
+                survival=request.survival if isinstance(request, DraftRequest) else (),
+                deadline=session.deadline,
+                slo=session.script.slo,
+            )
+        )
+        self._woken = True
+
+    def _start(self, batch: Batch) -> None:
+        for member in batch.members:
+            self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
+        self._busy, self._wake_at = True, inf
+        elapsed = self.batch_time(batch)
+        self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, elapsed))
+
+    def _done(self, job: tuple[Batch, float, float]) -> None:
+        batch, started, elapsed = job
+        self._busy, self._woken = False, True
+        self.watch(batch, started, elapsed)
+        outcomes = [self._member_done(member) for member in batch.members]
+        for member, outcome in zip(batch.members, outcomes, strict=True):
+            if outcome is not None and member.num_verified is not None:
+                hints = Hints(started - member.request.arrival, elapsed, self.scheduler.prices())
+                self._deliver(self._sessions[member.request.session_id], member.num_verified, outcome, hints)
+
+    def _member_done(self, member: BatchMember) -> Outcome | None:
+        """Book what a batch did to a session, unless it was closed in the meantime."""
+        session = self._sessions.get(member.request.session_id)
+        if session is None:
+            return None
+        outcome = None
+        if member.num_verified is not None:
+            outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
+            session.num_output += outcome.num_committed
+            session.num_cached = session.num_tokens - 1
+        self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
+        return outcome
+
+    def _deliver(self, session: ServedSession, num_verified: int, outcome: Outcome, hints: Hints) -> None:
+        """Send a verdict; plain decoding goes on with its next token, due one token time after the one before."""
+        request = session.request
+        assert request is not None, "a verdict answers a request"
+        session.tokens_left -= 1
+        final = session.tokens_left == 0 or outcome.finish_reason is not None
+        session.send(
+            Verdict(
+                round=request.round,
+                num_verified=num_verified,
+                num_accepted=outcome.num_accepted,
+                next_token=outcome.next_token,
+                finish_reason=outcome.finish_reason,
+                final=final,
+                hints=hints,
+            )
+        )
+        if not final:
+            session.deadline += 0.0 if session.script.slo is None else 1.0 / session.script.slo.tokens_per_s
+            session.arrival = self.events.now
+            self._queue(session)

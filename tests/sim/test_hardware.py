@@ -1,0 +1,88 @@
+"""Hardware models: rooflines beside measured kernels, profiles, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wisp.errors import ConfigError, FormatError
+from wisp.formats.profile import BatchTimeProfile
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, profiled
+from wisp.types import Batch, BatchMember, VerificationRequest
+
+MEASURED_LAYER = {1: 670e-6, 64: 744e-6, 128: 821e-6, 512: 1499e-6, 2048: 5397e-6}
+"""Seconds of one layer's dense kernels of Qwen3-32B on an RTX PRO 6000 by tokens: LLMServingSim, commit 5daddb2."""
+
+
+def _batch(*shapes: tuple[int, int]) -> Batch:
+    """One member for each (cached tokens, draft tokens)."""
+    requests = [VerificationRequest(str(i), 1, cached + 1, cached, n, 0.0) for i, (cached, n) in enumerate(shapes)]
+    return Batch(tuple(BatchMember(request, 0, request.num_draft_tokens) for request in requests))
+
+
+@pytest.mark.parametrize(("num_tokens", "seconds"), MEASURED_LAYER.items())
+def test_the_roofline_is_close_to_measured_kernels(num_tokens: int, seconds: float) -> None:
+    """Within 10 % from 1 to 2,048 tokens; the head is measured apart, at 1.1 ms."""
+    roofline = Roofline(GPUS["rtx-pro-6000"], MODELS["qwen3-32b"])
+    assert roofline.matmul_time(num_tokens) == pytest.approx(64 * seconds + 1.1e-3, rel=0.10)
+
+
+def test_attention_of_a_roofline_is_close_to_measured_kernels() -> None:
+    """Decoding 64 sequences of 4,096 tokens, and 512 tokens of a prompt behind 4,096."""
+    roofline = Roofline(GPUS["rtx-pro-6000"], MODELS["qwen3-32b"])
+    assert roofline.attention_time(64 * 4096, 64 * 4096) == pytest.approx(64 * 750e-6, rel=0.1)
+    assert roofline.attention_time(4096, 512 * (4096 + 256)) == pytest.approx(64 * 285e-6, rel=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_have_the_size_that_is_in_their_name(name: str) -> None:
+    """The embedding added."""
+    shape = MODELS[name]
+    billions = float(name.rsplit("-", maxsplit=1)[-1].removesuffix("b"))
+    total = shape.num_matmul_parameters + shape.vocabulary_size * shape.hidden_size
+    assert total / 1e9 == pytest.approx(billions, rel=0.06)
+
+
+def test_a_batch_costs_what_its_parts_cost() -> None:
+    """Fixed and per-request time, matmuls of all positions, attention of all caches."""
+    roofline = Roofline(GPUS["a100-80gb"], MODELS["qwen3-32b"], fixed_s=0.005, per_request_s=20e-6)
+    expected = 0.00504 + roofline.matmul_time(5) + roofline.attention_time(3000, 1.0)
+    assert roofline(_batch((1000, 0), (2000, 3))) == pytest.approx(expected)
+
+
+def test_a_profile_is_a_hardware_model() -> None:
+    """Of new and cached tokens and requests."""
+    profile = BatchTimeProfile(0.5, 0.25, 0.125, 2.0)
+    assert profiled(profile)(_batch((8, 1), (4, 0))) == profile(3, 12, 2)
+
+
+def test_models_that_do_not_fit_are_refused() -> None:
+    """With what to do; fewer bits make room."""
+    with pytest.raises(ConfigError, match="fewer weight bits"):
+        Roofline(GPUS["a100-80gb"], MODELS["llama-3.1-70b"])
+    quantized = Roofline(GPUS["a100-80gb"], MODELS["llama-3.1-70b"], weight_bits=4)
+    assert 50_000 < quantized.kv_capacity_tokens < 120_000
+    with pytest.raises(ConfigError, match="4, 8 or 16"):
+        Roofline(GPUS["a100-80gb"], MODELS["qwen3-8b"], weight_bits=5)
+
+
+def test_shapes_are_read_from_config_json(tmp_path: Path) -> None:
+    """Of dense decoders; others are refused."""
+    path = tmp_path / "config.json"
+    config = {
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
+    path.write_text(json.dumps(config))
+    assert ModelShape.load(path) == MODELS["llama-3.1-8b"]
+    path.write_text("{}")
+    with pytest.raises(FormatError, match=r"not the config\.json of a dense decoder"):
+        ModelShape.load(path)
+    with pytest.raises(FormatError, match="cannot read"):
+        ModelShape.load(tmp_path / "missing.json")
