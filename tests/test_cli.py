@@ -24,6 +24,10 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ("arguments", "message"),
     [
         (["edge", "--server", "somewhere"], "server must be HOST:PORT, not 'somewhere'"),
+        (["edge", "--server", "a:70000"], "server must be HOST:PORT, not 'a:70000'"),
+        (["edge", "--server", "a:1", "--port", "70000"], "port must be in 0..65535, not 70000"),
+        (["serve", "model", "--idle-timeout", "0"], "idle_timeout must be positive, not 0.0"),
+        (["serve", "model", "--host", "nowhere.invalid", "--insecure"], "cannot listen on nowhere.invalid:7600"),
         (["edge", "--server", "a:1", "--draft-tokens", "-1"], "max_draft_tokens must not be negative, not -1"),
         (["serve", "model", "--dtype", "int3"], "dtype must be one of auto, float32, bfloat16, float16, not 'int3'"),
         (["serve", "model", "--kv-gib", "0"], "kv_gib must be positive, not 0.0"),

@@ -89,9 +89,12 @@ class ServerConfig:
     default_slo: str = "normal"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.port < 1 << 16, f"port must be in 0..65535, not {self.port}")
+        _check_port(self.port)
         for name in ("max_sessions", "max_batch_requests", "max_batch_tokens", "max_prefill_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
+        _require(self.idle_timeout > 0.0, f"idle_timeout must be positive, not {self.idle_timeout}")
+        _require(self.drain_timeout >= 0.0, f"drain_timeout must not be negative, not {self.drain_timeout}")
         known = [slo.name for slo in self.slo_classes]
         _require(self.default_slo in known, f"default_slo must be one of {', '.join(known)}, not {self.default_slo!r}")
 
@@ -135,7 +138,9 @@ class EdgeConfig:
 
     def __post_init__(self) -> None:
         host, _, port = self.server.rpartition(":")
-        _require(bool(host) and port.isdigit(), f"server must be HOST:PORT, not {self.server!r}")
+        usable = bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
+        _require(usable, f"server must be HOST:PORT, not {self.server!r}")
+        _check_port(self.port)
         _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
         rules = tuple(AcceptanceRule)
         _require(self.rule in rules, f"rule must be {' or '.join(rules)}, not {self.rule!r}")
@@ -143,6 +148,10 @@ class EdgeConfig:
     @property
     def server_on_loopback(self) -> bool:
         return self.server.rpartition(":")[0].strip("[]") in LOOPBACK_HOSTS
+
+
+def _check_port(port: int) -> None:
+    _require(0 <= port < 1 << 16, f"port must be in 0..65535, not {port}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -149,7 +149,7 @@ async def test_missing_files_are_named() -> None:
 
 async def test_nobody_there() -> None:
     """The message says where, for how long and why."""
-    with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1 within 0\.2 s"):
+    with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1 within 0\.2 s: .*Connection refused\. Is `wisp serve`"):
         await ServerConnection(edge_config("127.0.0.1:1", connect_timeout=0.2)).start()
 
 
@@ -210,7 +210,7 @@ async def test_a_history_too_long_for_a_frame_is_refused() -> None:
     """It would break the whole stream."""
     async with serving() as server, connection(edge_config(server.address)) as given:
         session = given.session()
-        session._max_frame_bytes = 10
+        given.hello.max_frame_bytes = 10
         with pytest.raises(InvalidRequest) as caught:
             session.open(REQUEST, 0)
         assert caught.value.field == "prompt"

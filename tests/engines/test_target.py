@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -384,8 +385,26 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path
         load(str(folder), LoadOptions(device="cpu", memory_gib=0.1, kv_gib=1.0))
     with pytest.raises(ModelError, match="weights"):
         load(str(folder), LoadOptions(device="cpu"))
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load(str(folder / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer of"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer of"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99), "the weights of"),
+        (shutil.rmtree, "neither a folder nor a name on the hub"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    """A wrong or half-copied folder ends in a message that says which part of it is to blame."""
+    folder = tiny_models.save(tmp_path / "tiny")
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        load(str(folder), LoadOptions(device="cpu"))
 
 
 def test_a_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:

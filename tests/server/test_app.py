@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from tests.fakes import FakeTarget
 from tests.server.device import PROMPT, config, connected, decode, generation
 from wisp.engines.base import TargetEngine
+from wisp.errors import ConfigError
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
-from wisp.server.app import max_history, scheduler_limits, start_server
+from wisp.server.app import check_address, max_history, scheduler_limits, start_server
 from wisp.types import Batch, WaitUntil
 
 SCRIPT = """
@@ -66,6 +68,15 @@ async def test_a_server_says_that_it_is_ready_and_drains_when_told_to_stop(tmp_p
     events = [json.loads(line)["event"] for line in err.decode().splitlines() if line.startswith("{")]
     assert [event for event in events if "device" not in event] == ["loading", "ready", "draining", "stopped"]
     assert f"wisp edge --server {ready['address']}" in err.decode()
+
+
+async def test_an_address_that_is_taken_is_told_before_the_model_is_loaded() -> None:
+    """Loading may take minutes."""
+    running = await start_server(FakeTarget(), config())
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{running.port}: Address already in use"):
+        check_address(replace(config(), port=running.port))
+    await running.stop(0.0)
+    check_address(replace(config(), port=running.port))
 
 
 async def test_the_first_start_off_loopback_prints_the_whole_command(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class ServerConnection:
         self._sessions: dict[int, RemoteSession] = {}
         self._settled = asyncio.Event()
         """Set while there is a stream, or a refusal."""
-        self._failure: WispError = ConnectionLost("not connected yet")
+        self._failure: WispError = ConnectionLost("no answer yet")
         self._num_failures = 0
         self._last_frame_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -85,6 +85,10 @@ class ServerConnection:
         self._task = asyncio.create_task(self._keep_connected())
         try:
             await self.connected(self._config.connect_timeout)
+        except ConnectionLost as error:
+            await self.close()
+            hint = "" if uses_tls(self._config) else " If it asks for TLS, give --ca-fingerprint as it printed it."
+            raise ConnectionLost(f"{error}. Is `wisp serve` running there?{hint}") from None
         except WispError:
             await self.close()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -17,6 +18,10 @@ from wisp.protocol.frames import error_from_wire
 _T = TypeVar("_T")
 
 _END: Any = vars(grpc.aio)["EOF"]
+_UNREACHED = re.compile(
+    r"failed to connect to all addresses; last error: \w+: (ipv[46]:\S+: )?(?P<reason>.+)", re.DOTALL
+)
+"""What gRPC says where there is nobody; the address is known to whoever reads it."""
 _CREDENTIAL_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
@@ -134,4 +139,6 @@ def _raise_end(ended: asyncio.Future[NoReturn]) -> None:
 def _lost(code: grpc.StatusCode, details: str | None) -> WispError:
     if code in _CREDENTIAL_CODES:
         return AuthenticationFailed(details or "the server does not accept this device's credentials")
+    if unreached := _UNREACHED.fullmatch(details or ""):
+        return ConnectionLost(unreached["reason"])
     return ConnectionLost(f"the stream ended: {details or code.name.lower()}")

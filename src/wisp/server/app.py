@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -177,6 +178,7 @@ def serve(config: ServerConfig, *, json_output: bool) -> int:
     """Run `wisp serve` until SIGTERM or SIGINT; returns the exit status. Raises UserError."""
     log_to_stderr(as_json=json_output)
     protection = protect(config)  # what is wrong with it should show before minutes of loading
+    check_address(config)
     log.info("loading", model=config.target.model)
     engine = build_engine(config)
     try:
@@ -193,6 +195,19 @@ def _fast_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return factory
+
+
+def check_address(config: ServerConfig) -> None:
+    """Whether one can listen there: gRPC is asked only after the model was loaded, and says less. Raises ConfigError."""
+    host = config.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        where = _address(config.host, config.port)
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
 
 
 async def _serve(engine: TargetEngine, config: ServerConfig, protection: Protection, *, json_output: bool) -> int:

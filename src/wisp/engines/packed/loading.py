@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from wisp.config import ModelConfig
@@ -24,6 +26,7 @@ from wisp.logs import logger
 log = logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DEFAULT_CONTEXT = 4096
 _SPARE_TOKENS = 1024
 """Of the pool that the self-check uses: for wrong tokens and half-empty pages."""
@@ -102,11 +105,15 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
     device = _device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
+    _check_source(model_id)
     try:
         config = AutoConfig.from_pretrained(model_id, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {model_id!r} cannot be loaded: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise ModelError(f"the tokenizer of {model_id!r} (tokenizer.json) cannot be loaded: {error}") from error
     selfcheck.check_configuration(config)
     dtype = _dtype(options.dtype, config, device)
     context_length = _context_length(config, options.max_context)
@@ -151,6 +158,15 @@ def prepare(model: Any, vocabulary_size: int, context_length: int, kv_bytes: int
     return PackedModel(model, pool, batch_attention=attention, batch_invariant=options.batch_invariant)
 
 
+def _check_source(model_id: str) -> None:
+    """Tell a folder that is not there, or holds no model, in clearer words than the hub's client has for it."""
+    folder = Path(model_id)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"the folder {model_id!r} holds no config.json: it is not a transformers checkpoint")
+    if not folder.is_dir() and not _HUB_NAME.fullmatch(model_id):
+        raise ModelError(f"{model_id!r} is neither a folder nor a name on the hub (owner/name)")
+
+
 def _weights(model_id: str, dtype: torch.dtype) -> Any:
     """The model with all of its weights: transformers would make up what a checkpoint lacks."""
     from transformers import AutoModelForCausalLM
@@ -158,7 +174,7 @@ def _weights(model_id: str, dtype: torch.dtype) -> Any:
     factory: Any = AutoModelForCausalLM
     try:
         model, found = factory.from_pretrained(model_id, dtype=dtype, trust_remote_code=False, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights of {model_id!r} cannot be loaded: {error}") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"the checkpoint {model_id!r} lacks {len(missing)} weights, {missing[0]} among them")
