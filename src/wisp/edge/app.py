@@ -20,7 +20,7 @@ from wisp.drafting import DraftWorker
 from wisp.edge.client import ServerConnection
 from wisp.edge.device import Device
 from wisp.edge.openai.routes import create_app
-from wisp.edge.target import TargetInfo, target_info
+from wisp.edge.target import TargetInfo
 from wisp.edge.tokenizer import DEFAULT_CACHE, load_tokenizer
 from wisp.engines.base import DraftEngine
 from wisp.engines.ngram import NgramDrafter
@@ -56,7 +56,8 @@ async def connected_device(
     connection = ServerConnection(config)
     worker = None
     try:
-        target = target_info(await connection.start())
+        await connection.start()
+        target = connection.target
         _check_terms(config, target)
         tokenizer = await load_tokenizer(connection.hello.tokenizer_sha256, connection.fetch_tokenizer, cache)
         if config.max_draft_tokens > 0:
@@ -64,7 +65,7 @@ async def connected_device(
             worker = DraftWorker(engine, emulated_draft_time=config.emulated_draft_time)
             check_vocabulary(engine, target)
             connection.vocabulary = engine.vocabulary or ""
-        device = Device(config, connection, target, tokenizer, worker)
+        device = Device(config, connection, tokenizer, worker)
         await asyncio.to_thread(device.chat_template.prepare)
         yield device
     finally:

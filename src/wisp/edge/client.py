@@ -13,6 +13,7 @@ from wisp.config import EdgeConfig
 from wisp.edge.channel import check_security, metadata, open_channel, uses_tls
 from wisp.edge.remote import RemoteSession
 from wisp.edge.stream import FrameStream, wire_errors
+from wisp.edge.target import TargetInfo, target_info
 from wisp.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -58,6 +59,7 @@ class ServerConnection:
         self._jitter = jitter
         self._sleep = sleep
         self._hello: pb.ServerHello | None = None
+        self._target: TargetInfo | None = None
         self._instance = ""
         self._stream: FrameStream | None = None
         self._sessions: dict[int, RemoteSession] = {}
@@ -70,17 +72,24 @@ class ServerConnection:
 
     @property
     def hello(self) -> pb.ServerHello:
-        """What the server said of its model when the device first connected."""
+        """What the server said of itself when the device last connected. Raises what kept it from connecting at all."""
         if self._hello is None:
             raise self._failure
         return self._hello
+
+    @property
+    def target(self) -> TargetInfo:
+        """The model of `hello`: always the same, on terms that a restarted server may have changed."""
+        if self._target is None:
+            raise self._failure
+        return self._target
 
     @property
     def is_up(self) -> bool:
         """Whether there is a live stream."""
         return self._stream is not None
 
-    async def start(self) -> pb.ServerHello:
+    async def start(self) -> None:
         """Connect for the first time. Raises ConnectionLost, AuthenticationFailed, VersionMismatch, ConfigError."""
         self._task = asyncio.create_task(self._keep_connected())
         try:
@@ -92,7 +101,6 @@ class ServerConnection:
         except WispError:
             await self.close()
             raise
-        return self.hello
 
     async def connected(self, within: float | None = None) -> None:
         """Wait for a live stream to a server of the same model.
@@ -112,10 +120,7 @@ class ServerConnection:
     def session(self) -> RemoteSession:
         """A handle to a new session; nothing is sent before it is opened."""
         session_id = secrets.randbits(64) or 1
-        session = RemoteSession(
-            self, session_id, self._config.round_timeout, self.hello.max_frame_bytes or MAX_FRAME_BYTES
-        )
-        self._sessions[session_id] = session
+        session = self._sessions[session_id] = RemoteSession(self, session_id, self._config.round_timeout)
         return session
 
     def send(self, frame: pb.DeviceFrame) -> None:
@@ -206,7 +211,7 @@ class ServerConnection:
         if self._instance not in ("", hello.instance):
             event = "connected again to the server, which was restarted"
         log.info(event, server=self._config.server, model=hello.model_id)
-        self._hello = self._hello or hello
+        self._hello, self._target = hello, target_info(hello)
         self._instance = hello.instance
 
     def _on_frame(self, frame: pb.ServerFrame) -> None:

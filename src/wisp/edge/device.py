@@ -27,10 +27,14 @@ class Device:
 
     config: EdgeConfig
     connection: ServerConnection
-    target: TargetInfo
     tokenizer: Tokenizer
     worker: DraftWorker | None
     clock: Callable[[], float] = time.monotonic
+
+    @property
+    def target(self) -> TargetInfo:
+        """The server's model, on the terms of the newest connection."""
+        return self.connection.target
 
     @property
     def chat_template(self) -> ChatTemplate:
