@@ -64,9 +64,9 @@ class Site:
         values = {"model": "wisp", "prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 0, **fields}
         return await self.client.completions.create(**values)
 
-    async def replace_server(self, target: FakeTarget | None = None) -> None:
+    async def replace_server(self, target: FakeTarget | None = None, **config: Any) -> None:
         """Start another server in the place of the one that is there."""
-        self.server = await start_server(target or FakeTarget(), server_config())
+        self.server = await start_server(target or FakeTarget(), replace(server_config(), **config))
         self.servers.append(self.server)
         self.proxy.port = self.server.port
 
@@ -255,6 +255,21 @@ async def test_the_server_comes_back_with_another_model(
         await given.replace_server()
         await until(lambda: given.endpoint.device.connection.is_up)
         assert (await given.complete()).choices[0].text == expected_text(PROMPT, NUM_TOKENS)
+
+
+async def test_the_new_server_allows_shorter_drafts(tmp_path: Path, interruption: Interruption) -> None:
+    """What runs and what comes keep to the new limit: a device outlives its server's options."""
+    async with site(tmp_path, FakeTarget(on_step=interruption)) as given:
+        answer = asyncio.create_task(given.complete())
+        await interruption.wait()
+        target = FakeTarget()
+        await given.replace_server(target, max_draft_tokens=2)
+        given.proxy.cut()
+        interruption.over.set()
+        assert (await answer).choices[0].text == expected_text(PROMPT, NUM_TOKENS)
+        assert given.endpoint.device.target.max_draft_tokens == 2
+        assert (await given.complete()).choices[0].text == expected_text(PROMPT, NUM_TOKENS)
+        assert max(len(member.draft or ()) for step in target.steps for member in step) == 2
 
 
 async def test_without_a_server_requests_are_refused_in_time(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Protocol
 
 from wisp.errors import ConnectionLost, InvalidRequest, ProtocolError, SessionLost, WispError
+from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
 from wisp.protocol.frames import decode_to_wire, draft_to_wire, error_from_wire, open_to_wire, verdict_from_wire
 from wisp.types import DecodeRequest, DraftRequest, GenerationRequest, Verdict
@@ -15,6 +17,11 @@ Mail = pb.Opened | pb.Verdict | WispError
 
 class Connection(Protocol):
     """What a session needs of its connection."""
+
+    @property
+    def hello(self) -> pb.ServerHello:
+        """What the server said of itself, limits included, when the device last connected."""
+        ...
 
     def send(self, frame: pb.DeviceFrame) -> None:
         """Queue a frame. Raises ConnectionLost."""
@@ -36,12 +43,11 @@ class Connection(Protocol):
 class RemoteSession:
     """A handle to one session: everything that arrives for its current epoch, in order."""
 
-    def __init__(self, connection: Connection, session_id: int, round_timeout: float, max_frame_bytes: int) -> None:
+    def __init__(self, connection: Connection, session_id: int, round_timeout: float) -> None:
         self.id = session_id
         self.epoch = 0
         self._connection = connection
         self._round_timeout = round_timeout
-        self._max_frame_bytes = max_frame_bytes
         self._mail: asyncio.Queue[Mail] = asyncio.Queue()
         self._open = False
 
@@ -53,7 +59,7 @@ class RemoteSession:
     def open(self, request: GenerationRequest, epoch: int) -> None:
         """Send the frame that opens the session, or opens it anew. Raises ConnectionLost and InvalidRequest."""
         frame = pb.DeviceFrame(open=open_to_wire(self.id, epoch, request))
-        if frame.ByteSize() > self._max_frame_bytes:
+        if frame.ByteSize() > (self._connection.hello.max_frame_bytes or MAX_FRAME_BYTES):
             raise InvalidRequest(f"a prompt of {len(request.tokens)} tokens does not fit into one frame", "prompt")
         self.epoch = epoch
         self._mail = asyncio.Queue()
@@ -66,8 +72,13 @@ class RemoteSession:
             pass
 
     def ask(self, request: DraftRequest | DecodeRequest) -> Verdicts:
-        """Send a round at once; returns its verdicts. Raises ConnectionLost."""
+        """Send a round at once; returns its verdicts. Raises ConnectionLost.
+
+        A draft is cut where the server's limit ends it: a restarted server may allow less than the one before it.
+        """
         if isinstance(request, DraftRequest):
+            limit = self._connection.hello.max_draft_tokens
+            request = replace(request, tokens=request.tokens[:limit], survival=request.survival[:limit])
             frame = pb.DeviceFrame(draft=draft_to_wire(self.id, self.epoch, request))
         else:
             frame = pb.DeviceFrame(decode=decode_to_wire(self.id, self.epoch, request))
