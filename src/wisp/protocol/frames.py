@@ -127,8 +127,8 @@ def draft_from_wire(message: pb.Draft, vocabulary_size: int, max_tokens: int = M
         num_committed=message.num_committed,
         tokens=tuple(DraftedToken(token, None, q) for token, q in zip(message.tokens, distributions, strict=True)),
         survival=tuple(byte / 255 for byte in message.survival),
-        draft_speed=_duration("draft_speed", message.draft_speed),
-        rtt=_duration("rtt", message.rtt),
+        draft_speed=_measured("draft_speed", message.draft_speed),
+        rtt=_measured("rtt", message.rtt),
         time_left=_time_left(message),
     )
 
@@ -153,7 +153,7 @@ def decode_from_wire(message: pb.Decode) -> DecodeRequest:
         round=message.round,
         num_committed=message.num_committed,
         num_tokens=message.num_tokens,
-        rtt=_duration("rtt", message.rtt),
+        rtt=_measured("rtt", message.rtt),
         time_left=_time_left(message),
     )
 
@@ -310,7 +310,8 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _duration(field: str, value: float) -> float:
+def _measured(field: str, value: float) -> float:
+    """A speed or a duration; 0: unknown."""
     return _in_range(field, value, 0.0, 1e9)
 
 

@@ -94,7 +94,9 @@ class RunningServer:
     _health: Any
     _thread: EngineThread
     _config: ServerConfig
-    _tasks: tuple[asyncio.Task[None], ...] = ()
+    _verifying: asyncio.Task[None]
+    """The verification loop."""
+    _sweeping: asyncio.Task[None]
     _stopped: bool = field(default=False, init=False)
 
     async def stop(self, drain_timeout: float | None = None) -> None:
@@ -106,18 +108,17 @@ class RunningServer:
         self._service.close_streams()
         await self._server.stop(grace=2.0)
         self.loop.stop()
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sweeping.cancel()
+        await asyncio.gather(self._verifying, self._sweeping, return_exceptions=True)
         await asyncio.to_thread(self._thread.close)
 
     async def failed(self) -> None:
         """Wait until the verification loop ends by itself, which only a defect makes it do; raises that."""
-        await asyncio.shield(self._tasks[0])
+        await asyncio.shield(self._verifying)
 
     @property
     def _rounds_left(self) -> bool:
-        return self.registry.busy and not self._tasks[0].done()
+        return self.registry.busy and not self._verifying.done()
 
     async def _drain(self, within: float) -> None:
         self.registry.draining = True
@@ -157,7 +158,6 @@ async def start_server(
     padding = protection.certificate is not None
     service = VerifierService(engine.card, registry, protection.credentials, hello, stall_timeout, padding=padding)
     server, health_servicer, port = await _listen(config, protection, service)
-    tasks = (asyncio.create_task(loop.run()), asyncio.create_task(_forget_idle(registry, config.idle_timeout)))
     return RunningServer(
         address=reachable(config, port),
         port=port,
@@ -170,7 +170,8 @@ async def start_server(
         _health=health_servicer,
         _thread=thread,
         _config=config,
-        _tasks=tasks,
+        _verifying=asyncio.create_task(loop.run()),
+        _sweeping=asyncio.create_task(_forget_idle(registry, config.idle_timeout)),
     )
 
 

@@ -16,6 +16,10 @@ from wisp.server.stream import DeviceStream
 from wisp.types import SLO, GenerationRequest, RetryAfter, SessionDemand
 
 
+MAX_WAITING_OPERATIONS = 4
+"""Opens and closes that may wait for a busy engine, per session that the server takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class RegistryLimits:
     """What one server holds and offers."""
@@ -153,7 +157,7 @@ class SessionRegistry:
         if wire_id not in stream.sessions and len(stream.sessions) >= self._limits.max_sessions_per_stream:
             limit = self._limits.max_sessions_per_stream
             raise ServerBusy(f"this stream holds {limit} sessions, the most one may hold", self._limits.retry_after)
-        if self._loop.num_waiting_operations > 4 * self._limits.max_sessions:
+        if self._loop.num_waiting_operations > MAX_WAITING_OPERATIONS * self._limits.max_sessions:
             raise ServerBusy("too many sessions wait to be opened", self._limits.retry_after)
         if known is None and len(self._sessions) >= self._limits.max_sessions:
             self._drop_oldest_orphan()
