@@ -24,13 +24,13 @@ from wisp.types import DraftStats, GenerationRequest, SamplingParams, StopRules,
 
 
 @dataclass(frozen=True)
-class StopWhenTorn:
+class StopWhenTorn(StopRule):
     """Draft on while the two most likely tokens are at least `margin` apart in the logits."""
 
     margin: float
     max_tokens: int
 
-    def acceptance(self, stats: DraftStats | None) -> float:
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         """The draft model's own confidence."""
         return 0.5 if stats is None else stats.confidence
 

@@ -206,6 +206,7 @@ class FakeDrafter:
     model_id: str = "fake-drafter"
     vocabulary: str | None = field(default_factory=fingerprint)
     vocabulary_size: int | None = VOCABULARY_SIZE
+    weights: str | None = "fake-weights"
     context_length: int = 4096
     _sessions: dict[SessionId, _Drafting] = field(default_factory=dict)
 

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from wisp import __version__
-from wisp.config import DEFAULT_EDGE_PORT, DEFAULT_PORT, DTYPES, EdgeConfig, ModelConfig, SecurityConfig, ServerConfig
+from wisp.config import (
+    DEFAULT_EDGE_PORT,
+    DEFAULT_PORT,
+    DTYPES,
+    STOP_RULES,
+    EdgeConfig,
+    ModelConfig,
+    SecurityConfig,
+    ServerConfig,
+)
 from wisp.errors import UserError, WispError
 
 app = typer.Typer(
@@ -109,7 +118,13 @@ def edge(
     ] = None,
     host: Annotated[str, typer.Option(help="Address of the local OpenAI-compatible endpoint.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port; 0: any free one.")] = DEFAULT_EDGE_PORT,
-    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted per round; 0: plain decoding on the server.")] = 4,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens drafted per round; 0: plain decoding on the server. Default: 4, by a rule 12."),
+    ] = None,
+    stop_rule: Annotated[str, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}.")] = "fixed",
+    stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
+    predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,
     rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",
     slo: Annotated[str | None, typer.Option(help="SLO class of requests that name none.")] = None,
     token: Annotated[str | None, typer.Option(envvar="WISP_TOKEN", help="Credential for the server.")] = None,
@@ -143,7 +158,10 @@ def edge(
         else ModelConfig(draft, None, dtype, device, threads, memory_gib, kv_gib, max_context),
         host=host,
         port=port,
-        max_draft_tokens=draft_tokens,
+        max_draft_tokens=(4 if stop_rule == "fixed" else 12) if draft_tokens is None else draft_tokens,
+        stop_rule=stop_rule,
+        stop_threshold=stop_threshold,
+        predictor=predictor,
         rule=rule,
         token=token,
         ca=ca,

@@ -44,6 +44,7 @@ class ModelConfig:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,12 @@ class EdgeConfig:
     max_draft_tokens: int = 4
     """Drafted per round; 0: plain decoding on the server."""
     rule: str = "coupled"
+    stop_rule: str = "fixed"
+    """When a draft ends before `max_draft_tokens`: one of STOP_RULES."""
+    stop_threshold: float | None = None
+    """Of confidence, predicted and entropy; None: the rule's own, or the predictor's."""
+    predictor: Path | None = None
+    """What `wisp train` made for the pair."""
     token: str | None = None
     ca: Path | None = None
     """PEM file of the CA to trust."""
@@ -144,6 +151,10 @@ class EdgeConfig:
         _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
         rules = tuple(AcceptanceRule)
         _require(self.rule in rules, f"rule must be {' or '.join(rules)}, not {self.rule!r}")
+        known = ", ".join(STOP_RULES)
+        _require(self.stop_rule in STOP_RULES, f"stop_rule must be one of {known}, not {self.stop_rule!r}")
+        able = self.stop_rule != "predicted" or self.predictor is not None
+        _require(able, "the stop rule predicted needs a predictor; entropy and price do without one")
 
     @property
     def server_on_loopback(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
@@ -10,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wisp.metrics import summarise_drafting
-from wisp.policy.controller import FixedLength
+from wisp.policy.controller import FixedLength, RoundContext
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import (
     SLO,
+    AcceptanceRule,
     DecodeRequest,
     DraftedToken,
     DraftRequest,
+    DraftStats,
     FinishReason,
     GenerationRequest,
     Hints,
@@ -115,7 +118,7 @@ def test_a_stop_rule_of_zero_asks_for_plain_tokens() -> None:
 
 def test_plain_rounds_are_short_while_a_draft_may_soon_be_possible() -> None:
     """A draft can only follow the answer to the running round."""
-    given = session(num_draft=0, decode_tokens=7, short_decode_tokens=2)
+    given = session(num_draft=3, decode_tokens=7, short_decode_tokens=2)
     plain_round(given, 4)
     given.begin_round(0.0)
     request = given.request(0.0, may_draft=True)
@@ -275,3 +278,94 @@ def test_the_history_only_ever_grows_by_what_verdicts_commit(rounds: list[tuple[
             given.reopen()
             assert given.on_verdict(replace(verdict, round=given.round - 1), 0.0) == []
         assert given.tokens == history
+
+
+seen: list[RoundContext] = []
+
+
+class StopAfterOne(FixedLength):
+    """Drafts two tokens and withholds the second; notes what it is told."""
+
+    __slots__ = ()
+
+    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+        seen.append(context)
+        return len(stats) < 2
+
+    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
+        return len(stats) - 1
+
+
+def withholding(sampling: SamplingParams) -> Session:
+    generation = GenerationRequest(PROMPT, len(PROMPT), sampling, StopRules(40, frozenset({EOS})))
+    return Session(generation, StopAfterOne(2), SessionSettings(), None, started=0.0)
+
+
+def test_a_token_that_the_rule_withholds_is_not_sent_but_accounted_for() -> None:
+    """It was drafted, so its time is part of the bill."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    request = draft(given, [5, 6])
+    assert [drafted.token for drafted in request.tokens] == [5]
+    given.on_verdict(Verdict(given.round, 1, 1, 6), 1.0)
+    assert given.tokens[-2:] == [5, 6]
+    assert given.records[-1].num_drafted == 2
+    assert summarise_drafting(given.records).trimmed_time == pytest.approx(0.1)
+
+
+def test_under_rejection_sampling_nothing_is_withheld() -> None:
+    """There a draft may be cut because of a token only if the token is still proposed."""
+    given = withholding(SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION))
+    plain_round(given, 4)
+    assert len(draft(given, [5, 6]).tokens) == 2
+
+
+def test_a_draft_that_is_withheld_altogether_asks_for_one_token() -> None:
+    """After it there is something to draft on again."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    given.begin_round(1.0)
+    given.on_draft_token(DraftedToken(5), 1.1)
+    request = given.request(1.1, may_draft=True)
+    assert isinstance(request, DecodeRequest)
+    assert request.num_tokens == 1
+    given.on_verdict(Verdict(given.round, 0, 0, 9), 1.2)
+    assert given.records[-1].num_drafted == 1
+
+
+def test_what_stop_rules_are_told() -> None:
+    """Times of drafted tokens, rounds and plain tokens, the share accepted, and how long ago the last draft was."""
+    given = withholding(SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION))
+    plain_round(given, 4)
+    given.begin_round(1.0)
+    assert given.wants_draft_token
+    assert (seen[-1].round_time, seen[-1].plain_token_time, seen[-1].acceptance) == (0.0, 0.0, 0.5)
+    given.on_draft_token(DraftedToken(5), 1.4)
+    given.on_draft_token(DraftedToken(6), 1.5)
+    given.request(1.5)
+    hints = Hints(queue_time=0.05, verification_time=0.15)
+    given.on_verdict(Verdict(given.round, 2, 1, 9, hints=hints), 2.0)
+    assert given.wants_draft_token
+    now = seen[-1]
+    assert now.first_token_time == pytest.approx(0.4)
+    assert now.token_time == pytest.approx(0.4 + 0.2 * (0.1 - 0.4))
+    assert now.round_time == pytest.approx(0.5)
+    assert now.acceptance == pytest.approx((0.95 * 1.0 + 1.0) / (0.95 * 2.0 + 2.0))
+    assert now.plain_token_time == pytest.approx(0.2 + now.rtt / 16)
+    given.begin_round(2.0)
+    given.request(2.0)
+    for index in range(4):
+        given.on_verdict(Verdict(given.round, 0, 0, 9, final=index == 3), 2.1 + 0.1 * index)
+    given.begin_round(3.0)
+    assert given.wants_draft_token
+    assert seen[-1].plain_token_time == pytest.approx(0.1)
+    assert seen[-1].tokens_since_draft == 4
+
+
+def test_an_accepted_end_is_no_rejection() -> None:
+    """The end of a generation cuts a draft without a word about what followed."""
+    given = withholding(SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION))
+    plain_round(given, 4)
+    draft(given, [5, 6])
+    given.on_verdict(Verdict(given.round, 2, 1, None, finish_reason=FinishReason.LENGTH), 1.0)
+    assert given._context().acceptance == pytest.approx((0.95 + 1.0) / (1.9 + 1.0))

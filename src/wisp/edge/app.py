@@ -20,11 +20,13 @@ from wisp.drafting import DraftWorker
 from wisp.edge.client import ServerConnection
 from wisp.edge.device import Device
 from wisp.edge.openai.routes import create_app
+from wisp.edge.stop_rules import check_predictor
 from wisp.edge.target import TargetInfo
 from wisp.edge.tokenizer import DEFAULT_CACHE, load_tokenizer
 from wisp.engines.base import DraftEngine
 from wisp.engines.ngram import NgramDrafter
 from wisp.errors import ConfigError, VocabularyMismatch
+from wisp.formats.predictor import TrainedPredictor
 from wisp.logs import log_to_stderr, logger
 from wisp.types import AcceptanceRule
 
@@ -53,6 +55,7 @@ async def connected_device(
 
     Raises ConfigError, ModelError, VocabularyMismatch, ConnectionLost, AuthenticationFailed, VersionMismatch.
     """
+    trained = None if config.predictor is None else TrainedPredictor.load(config.predictor)
     connection = ServerConnection(config)
     worker = None
     try:
@@ -64,8 +67,10 @@ async def connected_device(
             engine = await asyncio.to_thread(load, config)
             worker = DraftWorker(engine, emulated_draft_time=config.emulated_draft_time)
             check_vocabulary(engine, target)
+            if trained is not None:
+                check_predictor(trained, engine, target)
             connection.vocabulary = engine.vocabulary or ""
-        device = Device(config, connection, tokenizer, worker)
+        device = Device(config, connection, tokenizer, worker, trained)
         await asyncio.to_thread(device.chat_template.prepare)
         yield device
     finally:
@@ -198,6 +203,7 @@ def _ready(device: Device, listener: socket.socket) -> dict[str, object]:
         "server": device.config.server,
         "model": device.target.model_id,
         "drafter": None if device.worker is None else device.worker.engine.model_id,
+        "stop_rule": device.config.stop_rule,
         "draft_tokens": min(device.config.max_draft_tokens, device.target.max_draft_tokens),
         "emulated_target": device.target.emulated,
         "emulated_draft_time": device.config.emulated_draft_time,

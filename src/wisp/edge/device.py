@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
-from wisp.config import EdgeConfig
+from wisp.config import STOP_RULES, EdgeConfig
 from wisp.drafting import Drafting, DraftWorker
 from wisp.edge.chat import ChatTemplate
 from wisp.edge.client import ServerConnection
 from wisp.edge.decode import Generation
 from wisp.edge.settings import Defaults, GenerationSettings
+from wisp.edge.stop_rules import StopTerms, make_stop_rule
 from wisp.edge.target import TargetInfo
-from wisp.policy.controller import FixedLength
+from wisp.formats.predictor import TrainedPredictor
+from wisp.policy.controller import StopRule
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import AcceptanceRule, GenerationRequest, StopRules, TokenId
 
@@ -29,6 +31,7 @@ class Device:
     connection: ServerConnection
     tokenizer: Tokenizer
     worker: DraftWorker | None
+    trained: TrainedPredictor | None = None
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -45,7 +48,8 @@ class Device:
     def defaults(self) -> Defaults:
         """What holds where a request is silent."""
         rule = AcceptanceRule(self.config.rule)
-        return Defaults(self.target, rule, self.config.slo, new_seed=lambda: secrets.randbits(64))
+        offered = tuple(name for name in STOP_RULES if name != "predicted" or self.trained is not None)
+        return Defaults(self.target, rule, self.config.slo, lambda: secrets.randbits(64), offered)
 
     def generation(self, prompt: Sequence[TokenId], settings: GenerationSettings, choice_index: int) -> Generation:
         """One generation, not opened yet. The prompt must leave room in the target's context."""
@@ -70,12 +74,19 @@ class Device:
         slo = self.target.slo_classes.get(settings.slo or self.target.default_slo)
         return Session(
             request,
-            FixedLength(num_draft_tokens),
+            self._stop_rule(num_draft_tokens, settings),
             # the server verifies on a history that fills the context, and its verdict adds one token
             SessionSettings(max_draft_tokens=num_draft_tokens, context_length=self.target.context_length + 1),
             slo,
             self.clock(),
         )
+
+    def _stop_rule(self, max_tokens: int, settings: GenerationSettings) -> StopRule:
+        """The request's, or the device's; a threshold goes with the rule that it was given for."""
+        name, threshold = settings.stop_rule or self.config.stop_rule, settings.stop_threshold
+        if threshold is None and name == self.config.stop_rule:
+            threshold = self.config.stop_threshold
+        return make_stop_rule(name, StopTerms(max_tokens, threshold, self.trained))
 
     def _max_tokens(self, num_prompt_tokens: int, settings: GenerationSettings) -> int:
         room = self.target.context_length - num_prompt_tokens

@@ -22,6 +22,8 @@ class GenerationSettings:
     slo: str | None = None
     num_draft_tokens: int | None = None
     """None: as the device is configured."""
+    stop_rule: str | None = None
+    stop_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +35,5 @@ class Defaults:
     slo: str | None
     new_seed: Callable[[], int]
     """Draws an unsigned 64-bit seed for a request that names none."""
+    stop_rules: tuple[str, ...]
+    """Those that a request may name."""

@@ -150,6 +150,11 @@ class DraftEngine(Protocol):
         ...
 
     @property
+    def weights(self) -> str | None:
+        """Fingerprint of the drafter's weights; None where it has none."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Longest history that can be drafted on."""
         ...

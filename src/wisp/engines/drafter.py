@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wisp.engines import vocabulary
+from wisp.engines.fingerprint import weights_fingerprint
 from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.loading import DEFAULTS, LoadedModel, LoadOptions, load
 from wisp.engines.packed.residency import Residency, Resident
@@ -56,6 +57,7 @@ class TransformersDrafter:
         self.vocabulary: str | None = vocabulary.fingerprint(loaded.tokenizer_json)
         self.context_length = min(loaded.context_length, loaded.packed.pool.capacity_tokens)
         self.vocabulary_size = loaded.vocabulary_size
+        self.weights: str | None = weights_fingerprint(loaded.packed.model)
         self._packed = loaded.packed
         self._residency = Residency(loaded.packed.pool)
         self._sessions: dict[SessionId, _Session] = {}

@@ -21,6 +21,7 @@ class NgramDrafter:
     model_id = "ngram"
     vocabulary: str | None = None
     vocabulary_size: int | None = None
+    weights: str | None = None
     context_length = _UNLIMITED
 
     def __init__(self, max_ngram: int = 4) -> None:

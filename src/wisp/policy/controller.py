@@ -1,49 +1,74 @@
-"""When to stop drafting.
+"""When to stop drafting: fixed lengths and thresholds.
 
-A stop rule is asked before every draft token, the first one included: a round without a draft is plain decoding.
+A stop rule is asked before every draft token, the first one included: a round without a draft is plain decoding. With
+a_i the estimated probability that drafted token i is accepted, given that all before it are:
+
+    fixed                 draft K tokens
+    confidence (SLED)     stop after token i if the draft model's top probability was below a threshold
+    predicted (WISP)      stop after token i if a_i < threshold; by default token i itself is then not sent
+    entropy (AdaEDL)      the same with a_i = 1 - sqrt(g H_i), H_i the entropy of the draft's distribution in nats, and a
+                          threshold that rises where fewer tokens are accepted than aimed at: l + c (target - accepted)
+
+price_aware.py holds the rule that weighs a token's chances against its costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Protocol
 
+from wisp.policy.predictor import UNINFORMED_ACCEPTANCE, AcceptancePredictor
 from wisp.types import DraftStats, Prices
 
 
 @dataclass(frozen=True, slots=True)
 class RoundContext:
-    """What a stop rule may know when it decides."""
+    """What a stop rule may know when it decides; times in seconds, 0: unknown."""
 
     token_time: float
-    """Seconds per drafted token, smoothed; 0: unknown."""
+    """Per drafted token, smoothed."""
     rtt: float
-    """Seconds, smoothed; 0: unknown."""
+    """Smoothed."""
     session_rate: float
     """Committed tokens per second of this session so far; 0: unknown."""
     prices: Prices
+    acceptance: float = UNINFORMED_ACCEPTANCE
+    """Of this session's drafted tokens that were judged, the share that was accepted; the recent ones weigh more."""
+    first_token_time: float = 0.0
+    """Of a round's first drafted token, smoothed: it includes what the drafter has to catch up with."""
+    round_time: float = 0.0
+    """From a draft's departure to its verdict, smoothed."""
+    plain_token_time: float = 0.0
+    """Per token of plain decoding."""
+    tokens_since_draft: int = 0
+    """Committed since something was last drafted."""
 
 
 class StopRule(Protocol):
     """Decides, token by token, whether a draft goes on."""
 
-    def acceptance(self, stats: DraftStats | None) -> float:
-        """Estimated probability that a drafted token is accepted, given that all before it are."""
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
+        """Estimated probability that the drafted token at `position` of a draft is accepted, if all before it are."""
         ...
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
         """Whether to draft one more token after those with `stats`."""
         ...
 
+    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
+        """How many of the drafted tokens to have verified, once drafting has stopped."""
+        return len(stats)
+
 
 @dataclass(frozen=True, slots=True)
-class FixedLength:
+class FixedLength(StopRule):
     """Draft `num_tokens` tokens, whatever they look like; 0 is plain decoding."""
 
     num_tokens: int
 
-    def acceptance(self, stats: DraftStats | None) -> float:
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         return UNINFORMED_ACCEPTANCE if stats is None else stats.token_probability
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
@@ -51,13 +76,13 @@ class FixedLength:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceThreshold:
+class ConfidenceThreshold(StopRule):
     """Draft while the draft model's top probability is at least `threshold` (SLED), up to `max_tokens`."""
 
     threshold: float
     max_tokens: int
 
-    def acceptance(self, stats: DraftStats | None) -> float:
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         return UNINFORMED_ACCEPTANCE if stats is None else stats.confidence
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
@@ -67,5 +92,70 @@ class ConfidenceThreshold:
         return last is None or last.confidence >= self.threshold
 
 
-UNINFORMED_ACCEPTANCE = 0.5
-"""Assumed where a drafter gives no statistics."""
+class _StopWhenSuspicious(StopRule, Protocol):
+    """Draft up to `max_tokens`, until a token's estimated acceptance is below the threshold."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def include_suspicious(self) -> bool:
+        """Whether the token that stopped the draft is verified all the same."""
+        ...
+
+    def threshold_in(self, context: RoundContext) -> float: ...
+
+    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+        return len(stats) < self.max_tokens and not self._suspicious(stats, context)
+
+    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
+        withheld = not self.include_suspicious and self._suspicious(stats, context)
+        return len(stats) - withheld
+
+    def _suspicious(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+        """Whether the last token is; without statistics nothing is known against it."""
+        if not stats or stats[-1] is None:
+            return False
+        return self.acceptance(stats[-1], len(stats) - 1, context) < self.threshold_in(context)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedRejection(_StopWhenSuspicious):
+    """Stop at the first token whose predicted acceptance is below `threshold` (the paper's speculation controller)."""
+
+    predictor: AcceptancePredictor
+    threshold: float
+    max_tokens: int
+    include_suspicious: bool = False
+
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
+        return context.acceptance if stats is None else self.predictor(stats, position, context.acceptance)
+
+    def threshold_in(self, context: RoundContext) -> float:
+        return self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyRule(_StopWhenSuspicious):
+    """Stop where the entropy of the draft's distribution bounds its acceptance too low; needs no training (AdaEDL)."""
+
+    max_tokens: int
+    threshold: float = 0.3
+    weight: float = 0.2
+    """Of the entropy in the bound."""
+    target_acceptance: float = 0.8
+    """Share of drafted tokens to be accepted, towards which the threshold moves."""
+    gain: float = 0.25
+    """How far it moves per missing share."""
+    include_suspicious: bool = False
+
+    def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
+        return context.acceptance if stats is None else entropy_bound(stats.entropy, self.weight)
+
+    def threshold_in(self, context: RoundContext) -> float:
+        return self.threshold + self.gain * (self.target_acceptance - context.acceptance)
+
+
+def entropy_bound(entropy: float, weight: float) -> float:
+    """1 - sqrt(weight * entropy), at least 0: after AdaEDL, a lower bound of the probability of acceptance."""
+    return max(0.0, 1.0 - sqrt(weight * max(entropy, 0.0)))

@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from math import inf
 
 from wisp.policy.controller import RoundContext, StopRule
+from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
 from wisp.types import (
     SLO,
+    AcceptanceRule,
     DecodeRequest,
     DraftedToken,
     DraftRequest,
+    DraftStats,
     FinishReason,
     GenerationRequest,
     Prices,
@@ -29,6 +32,9 @@ from wisp.types import (
     Verdict,
     committed_tokens,
 )
+
+_PRIOR_TOKENS = 2.0
+"""Weight of the uninformed guess in a session's share of accepted tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class SessionSettings:
     """Between the first token's arrival and the start of its playback."""
     smoothing: float = 0.2
     """Weight of the newest measurement in running means."""
+    acceptance_memory: float = 0.95
+    """Weight of earlier rounds, per round, in the share of accepted tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class RoundRecord:
     """What one verdict gave and its draft cost; the raw material of metrics.py."""
 
     num_drafted: int
+    """Those included that were not sent."""
     num_verified: int
     num_accepted: int
     num_committed: int
@@ -86,7 +95,21 @@ class Session:
     _last_draft_at: float = field(default=0.0, init=False)
     _sent: float | None = field(default=None, init=False)
     """When the round was asked for, until its first verdict comes: later ones answer no question of their own."""
+    _num_drafted: int = field(default=0, init=False)
+    """In this round, those included that the stop rule withheld."""
+    _asked: float = field(default=0.0, init=False)
+    """When the round was asked for."""
     _token_time: float = field(default=0.0, init=False)
+    _first_token_time: float = field(default=0.0, init=False)
+    _round_time: float = field(default=0.0, init=False)
+    _server_time: float = field(default=0.0, init=False)
+    _plain_token_time: float = field(default=0.0, init=False)
+    _round_tokens: int = field(default=0, init=False)
+    """Committed by this round so far."""
+    _tokens_since_draft: int = field(default=0, init=False)
+    _num_judged: float = field(default=_PRIOR_TOKENS, init=False)
+    _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
+    """Of the drafted tokens, the recent ones weighing more."""
     _rtt: float = field(default=0.0, init=False)
     _plain: bool = field(default=True, init=False)
 
@@ -107,6 +130,7 @@ class Session:
         """Start a round; afterwards `wants_draft_token` says whether to draft."""
         self.round += 1
         self.draft.clear()
+        self._num_drafted = self._round_tokens = 0
         self._round_started = self._last_draft_at = now
         self._plain = not self.token_times
 
@@ -116,12 +140,16 @@ class Session:
         limit = min(self.settings.max_draft_tokens, self.tokens_left - 1)
         if self._plain or len(self.draft) >= limit or self._draft_ends_itself():
             return False
-        return self.stop_rule.keep_drafting([drafted.stats for drafted in self.draft], self._context())
+        return self.stop_rule.keep_drafting(self._stats(), self._context())
 
     def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
         """Take one drafted token."""
-        self._token_time = self._smooth(self._token_time, now - self._last_draft_at)
+        elapsed = now - self._last_draft_at
+        self._token_time = self._smooth(self._token_time, elapsed)
+        if not self.draft:
+            self._first_token_time = self._smooth(self._first_token_time, elapsed)
         self._last_draft_at = now
+        self._num_drafted += 1
         self.draft.append(drafted)
 
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
@@ -129,10 +157,11 @@ class Session:
 
         `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
         """
-        self._sent = now
+        soon = may_draft and self.wants_draft_token
+        self._sent = self._asked = now
+        self._withhold()
         if not self.draft:
-            wanted = self.settings.short_decode_tokens if may_draft else self.settings.decode_tokens
-            num_tokens = 1 if self._plain else min(wanted, self.tokens_left)
+            num_tokens = min(self._num_decoded(soon), self.tokens_left)
             return DecodeRequest(self.round, len(self.tokens), num_tokens, self._rtt, self.time_left(now))
         return DraftRequest(
             round=self.round,
@@ -156,10 +185,14 @@ class Session:
         if self._sent is not None and committed:  # a null verdict does not say how long the server took
             elapsed = now - self._sent - verdict.hints.queue_time - verdict.hints.verification_time
             self._rtt = self._smooth(self._rtt, max(elapsed, 0.0))
+            self._server_time = self._smooth(
+                self._server_time, verdict.hints.queue_time + verdict.hints.verification_time
+            )
         self._sent = None
+        self._learn(verdict, len(committed), now)
         self.records.append(
             RoundRecord(
-                num_drafted=len(self.draft),
+                num_drafted=self._num_drafted,
                 num_verified=verdict.num_verified,
                 num_accepted=verdict.num_accepted,
                 num_committed=len(committed),
@@ -189,15 +222,57 @@ class Session:
         """Whether the draft holds a token that would end the generation: nothing useful can follow."""
         return bool(self.draft) and self.draft[-1].token in self.generation.stop.stop_token_ids
 
+    def _withhold(self) -> None:
+        """Drop what the stop rule does not want verified.
+
+        Not under rejection sampling: there a draft may be cut because of a token only if that token is still proposed.
+        """
+        sampling = self.generation.sampling
+        if self.draft and (sampling.greedy or sampling.rule is AcceptanceRule.COUPLED):
+            del self.draft[self.stop_rule.num_sent(self._stats(), self._context()) :]
+
+    def _num_decoded(self, soon: bool) -> int:
+        """Tokens to ask for when nothing is sent; `soon`: a draft would be made if it could."""
+        if self._plain or self._num_drafted:
+            return 1
+        return self.settings.short_decode_tokens if soon else self.settings.decode_tokens
+
+    def _learn(self, verdict: Verdict, num_committed: int, now: float) -> None:
+        """Keep the running figures that stop rules decide by."""
+        self._round_tokens += num_committed
+        self._tokens_since_draft = 0 if self._num_drafted else self._tokens_since_draft + num_committed
+        if self.draft and num_committed:
+            self._round_time = self._smooth(self._round_time, now - self._asked)
+            rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None
+            memory = self.settings.acceptance_memory
+            self._num_accepted = memory * self._num_accepted + verdict.num_accepted
+            self._num_judged = memory * self._num_judged + verdict.num_accepted + rejected
+        elif verdict.final and self._round_tokens and not self._plain:
+            self._plain_token_time = self._smooth(self._plain_token_time, (now - self._asked) / self._round_tokens)
+
+    def _stats(self) -> list[DraftStats | None]:
+        return [drafted.stats for drafted in self.draft]
+
     def _survival(self) -> tuple[float, ...]:
-        survival, product = [], 1.0
-        for drafted in self.draft:
-            product *= self.stop_rule.acceptance(drafted.stats)
+        survival, product, context = [], 1.0, self._context()
+        for position, drafted in enumerate(self.draft):
+            product *= self.stop_rule.acceptance(drafted.stats, position, context)
             survival.append(product)
         return tuple(survival)
 
     def _context(self) -> RoundContext:
-        return RoundContext(self._token_time, self._rtt, self._session_rate(), self.prices)
+        expected = self._server_time + self._rtt / self.settings.decode_tokens if self._server_time else 0.0
+        return RoundContext(
+            token_time=self._token_time,
+            rtt=self._rtt,
+            session_rate=self._session_rate(),
+            prices=self.prices,
+            acceptance=self._num_accepted / self._num_judged,
+            first_token_time=self._first_token_time,
+            round_time=self._round_time,
+            plain_token_time=self._plain_token_time or expected,
+            tokens_since_draft=self._tokens_since_draft,
+        )
 
     def _session_rate(self) -> float:
         if len(self.token_times) < 2 or self.token_times[-1] <= self.token_times[0]:

@@ -92,7 +92,16 @@ def _settings(
         num_choices=body.n or 1,
         slo=slo,
         num_draft_tokens=None if options is None else options.draft_tokens,
+        stop_rule=None if options is None else _stop_rule(options.stop_rule, defaults),
+        stop_threshold=None if options is None else options.stop_threshold,
     )
+
+
+def _stop_rule(name: str | None, defaults: Defaults) -> str | None:
+    if name is not None and name not in defaults.stop_rules:
+        offered = ", ".join(defaults.stop_rules)
+        raise invalid("wisp.stop_rule", f"unknown stop rule {name!r}: this device offers {offered}")
+    return name
 
 
 def _sampling(body: GenerationBody, defaults: Defaults, num_top_logprobs: int | None) -> SamplingParams:

@@ -18,12 +18,14 @@ class StreamOptions(BaseModel):
 
 
 class WispOptions(BaseModel):
-    """Fields of our own: the service level, and how many tokens are drafted per round."""
+    """Fields of our own: the service level, how many tokens are drafted per round, and what ends a draft before."""
 
     model_config = ConfigDict(extra="forbid")
 
     slo: str | None = None
     draft_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_rule: str | None = None
+    stop_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
 
 class GenerationBody(BaseModel):
