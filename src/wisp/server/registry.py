@@ -15,7 +15,6 @@ from wisp.server.sessions import ServerSession, draining, engine_id, error_frame
 from wisp.server.stream import DeviceStream
 from wisp.types import SLO, GenerationRequest, RetryAfter, SessionDemand
 
-
 MAX_WAITING_OPERATIONS = 4
 """Opens and closes that may wait for a busy engine, per session that the server takes."""
 
