@@ -61,6 +61,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def by_rejection(self) -> bool:
+        """Whether rejection sampling decides: the one rule under which a draft's tokens come with their q."""
+        return not self.greedy and self.rule is AcceptanceRule.REJECTION
+
+    @property
     def penalised(self) -> bool:
         """Whether the logits of one position depend on which tokens came before it other than through the model."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

@@ -22,7 +22,6 @@ from torch import Tensor
 from wisp.engines.noise import NOISE_RANGE, Int64Array, Purpose, absorb, gumbel, uniform
 from wisp.engines.processing import BoolArray, FloatArray, Rows, SamplingItem, adjusted, candidates
 from wisp.types import (
-    AcceptanceRule,
     DraftedToken,
     DraftStats,
     FinishReason,
@@ -152,8 +151,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _by_rejection(rows: Rows) -> BoolArray:
-    flags = [not i.params.greedy and i.params.rule is AcceptanceRule.REJECTION for i in rows.items]
-    return np.array(flags)[rows.item]
+    return np.array([item.params.by_rejection for item in rows.items])[rows.item]
 
 
 def _own_choices(processed: Tensor, rows: Rows, which: Int64Array) -> Int64Array:

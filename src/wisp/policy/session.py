@@ -13,14 +13,13 @@ comes from plain decoding, since the target has to read the prompt anyway and a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from wisp.policy.controller import RoundContext, StopRule
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
 from wisp.types import (
     SLO,
-    AcceptanceRule,
     DecodeRequest,
     DraftedToken,
     DraftRequest,
@@ -93,12 +92,12 @@ class Session:
     """Arrival of every output token, by the caller's clock."""
     _round_started: float = field(default=0.0, init=False)
     _last_draft_at: float = field(default=0.0, init=False)
-    _sent: float | None = field(default=None, init=False)
-    """When the round was asked for, until its first verdict comes: later ones answer no question of their own."""
     _num_drafted: int = field(default=0, init=False)
     """In this round, those included that the stop rule withheld."""
     _asked: float = field(default=0.0, init=False)
     """When the round was asked for."""
+    _answered: bool = field(default=True, init=False)
+    """Whether its first verdict has come: later ones answer no question of their own."""
     _token_time: float = field(default=0.0, init=False)
     _first_token_time: float = field(default=0.0, init=False)
     _round_time: float = field(default=0.0, init=False)
@@ -158,7 +157,7 @@ class Session:
         `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
         """
         soon = may_draft and self.wants_draft_token
-        self._sent = self._asked = now
+        self._asked, self._answered = now, False
         self._withhold()
         if not self.draft:
             num_tokens = min(self._num_decoded(soon), self.tokens_left)
@@ -182,13 +181,11 @@ class Session:
         self.token_times += [now] * len(committed)
         self.finish_reason = verdict.finish_reason
         self.prices = verdict.hints.prices
-        if self._sent is not None and committed:  # a null verdict does not say how long the server took
-            elapsed = now - self._sent - verdict.hints.queue_time - verdict.hints.verification_time
-            self._rtt = self._smooth(self._rtt, max(elapsed, 0.0))
-            self._server_time = self._smooth(
-                self._server_time, verdict.hints.queue_time + verdict.hints.verification_time
-            )
-        self._sent = None
+        if committed and not self._answered:  # a null verdict does not say how long the server took
+            server_time = verdict.hints.queue_time + verdict.hints.verification_time
+            self._server_time = self._smooth(self._server_time, server_time)
+            self._rtt = self._smooth(self._rtt, max(now - self._asked - server_time, 0.0))
+        self._answered = True
         self._learn(verdict, len(committed), now)
         self.records.append(
             RoundRecord(
@@ -206,8 +203,7 @@ class Session:
         """Raise the epoch and drop the unanswered round; returns what opens the session anew."""
         self.epoch += 1
         self.draft.clear()
-        given = self.generation
-        return GenerationRequest(tuple(self.tokens), given.num_prompt_tokens, given.sampling, given.stop, given.slo)
+        return replace(self.generation, tokens=tuple(self.tokens))
 
     def time_left(self, now: float) -> float:
         """Seconds to the playback deadline of the next token: d_m = t_first + startup + m / s."""
@@ -227,8 +223,7 @@ class Session:
 
         Not under rejection sampling: there a draft may be cut because of a token only if that token is still proposed.
         """
-        sampling = self.generation.sampling
-        if self.draft and (sampling.greedy or sampling.rule is AcceptanceRule.COUPLED):
+        if self.draft and not self.generation.sampling.by_rejection:
             del self.draft[self.stop_rule.num_sent(self._stats(), self._context()) :]
 
     def _num_decoded(self, soon: bool) -> int:

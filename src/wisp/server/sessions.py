@@ -21,7 +21,6 @@ from wisp.server.loop import Round, VerificationLoop
 from wisp.server.stream import DeviceStream
 from wisp.types import (
     SLO,
-    AcceptanceRule,
     DecodeRequest,
     DraftRequest,
     FinishReason,
@@ -180,8 +179,7 @@ class ServerSession:
             f"round {request.round} continues a history of {request.num_committed} tokens, but the server has "
             f"{self.num_tokens}: open the session again with the whole history",
         )
-        sampling = self.request.sampling
-        if isinstance(request, DraftRequest) and sampling.rule is AcceptanceRule.REJECTION and not sampling.greedy:
+        if isinstance(request, DraftRequest) and self.request.sampling.by_rejection:
             complete = all(drafted.distribution is not None for drafted in request.tokens)
             _require(complete, "rejection sampling needs the distribution q of every drafted token")
 
