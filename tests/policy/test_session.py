@@ -208,6 +208,17 @@ def test_streamed_plain_tokens_do_not_count_as_round_trips_of_their_own() -> Non
     assert given.request(1.7).rtt == pytest.approx(0.4)
 
 
+def test_a_null_verdict_says_nothing_of_prices() -> None:
+    """What the server charged last holds until it charges something else."""
+    given = session()
+    given.begin_round(0.0)
+    given.request(0.0)
+    given.on_verdict(Verdict(1, 0, 0, 4, hints=Hints(prices=Prices(0.2, 0.3))), 0.0)
+    draft(given, [5])
+    given.on_verdict(Verdict(given.round, 0, 0, None), 0.0)
+    assert given.prices == Prices(0.2, 0.3)
+
+
 def test_a_null_verdict_does_not_count_as_a_round_trip() -> None:
     """It does not say how long the server kept the round."""
     given = session()

@@ -180,9 +180,11 @@ class Session:
         self.tokens += committed
         self.token_times += [now] * len(committed)
         self.finish_reason = verdict.finish_reason
-        self.prices = verdict.hints.prices
-        if committed and not self._answered:  # a null verdict does not say how long the server took
-            server_time = verdict.hints.queue_time + verdict.hints.verification_time
+        hints = verdict.hints
+        if committed:  # a null verdict comes without hints
+            self.prices = hints.prices
+        if committed and not self._answered:
+            server_time = hints.queue_time + hints.verification_time
             self._server_time = self._smooth(self._server_time, server_time)
             self._rtt = self._smooth(self._rtt, max(now - self._asked - server_time, 0.0))
         self._answered = True
