@@ -91,10 +91,10 @@ def test_single_service_follows_the_lindley_recursion(load: float) -> None:
     assert np.allclose(_queue(arrivals, 1), _lindley(arrivals), rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("load", "num_customers"), [(0.5, 500), (0.7, 700), (0.9, 1500)])
+@pytest.mark.parametrize(("load", "num_customers"), [(0.5, 500), (0.7, 500), (0.9, 900)])
 def test_single_service_has_the_mean_wait_of_the_closed_form(load: float, num_customers: int) -> None:
     """M/D/1: rho S / 2 (1 - rho), within 3 standard errors over independent replications."""
-    means = [np.mean(_queue(_poisson(load, 1, seed, num_customers), 1)[num_customers // 3 :]) for seed in range(10)]
+    means = [np.mean(_queue(_poisson(load, 1, seed, num_customers), 1)[num_customers // 3 :]) for seed in range(8)]
     expected = load * SERVICE_TIME / (2.0 * (1.0 - load))
     assert abs(np.mean(means) - expected) < 3.0 * np.std(means, ddof=1) / math.sqrt(len(means))
 

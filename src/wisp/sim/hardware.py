@@ -24,6 +24,7 @@ KV_BYTES = 2
 """Of a key's or a value's element: KV caches are kept in 16 bits."""
 RESERVED_MEMORY = 0.1
 """Of the GPU's memory, for activations and the runtime. Assumed; vLLM's default."""
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,14 @@ class GPU:
 
 
 GPUS: Mapping[str, GPU] = {
-    "a100-80gb": GPU(80e9, 2.039e12, 312e12),
-    "h100": GPU(80e9, 3.35e12, 989e12),
-    "h200": GPU(141e9, 4.8e12, 989e12),
-    "l40s": GPU(48e9, 0.864e12, 362e12),
-    "rtx-4090": GPU(24e9, 1.008e12, 165e12),
-    "rtx-pro-6000": GPU(96e9, 1.792e12, 504e12),
+    "a100-80gb": GPU(81920 * MIB, 2.039e12, 312e12),
+    "h100": GPU(81559 * MIB, 3.35e12, 989e12),
+    "h200": GPU(143771 * MIB, 4.8e12, 989e12),
+    "l40s": GPU(46068 * MIB, 0.864e12, 362e12),
+    "rtx-4090": GPU(24564 * MIB, 1.008e12, 165e12),
+    "rtx-pro-6000": GPU(97887 * MIB, 1.792e12, 504e12),
 }
-"""SXM versions of A100, H100 and H200; everything here is data sheet, nothing is measured."""
+"""SXM versions of A100, H100 and H200. Data sheet, nothing is measured; the memory is what the driver reports of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,231 @@
+"""`wisp simulate`: options to a scenario, runs with a progress bar, a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Column, Table
+
+from wisp.errors import ConfigError
+from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.systems import SYSTEMS
+from wisp.sim.acceptance import AcceptanceModel
+from wisp.sim.capacity import Interval, capacity, paired_ratio
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, profiled
+from wisp.sim.report import Report
+from wisp.sim.scenario import LIMITS, Fleet, Scenario
+from wisp.sim.simulator import simulate
+from wisp.sim.traces import load_trace
+from wisp.sim.workload import Arrivals, Lengths, Spread, Workload
+from wisp.types import SLO
+
+LONGEST_PROMPT, LONGEST_OUTPUT = 8192, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationOptions:
+    """What `wisp simulate` was told; ranges are given as `LOW-HIGH` or as one value."""
+
+    gpu: str = "a100-80gb"
+    model: str = "qwen3-32b"
+    weight_bits: int = 16
+    profile: Path | None = None
+    systems: tuple[str, ...] = ()
+    devices: int = 100
+    rate: float | None = None
+    trace: Path | None = None
+    slo: str = "4"
+    first_token: float = 5.0
+    draft_speed: str = "10-50"
+    rtt_ms: str = "10-60"
+    jitter_ms: float = 2.0
+    loss: float = 0.0
+    acceptance: float = 0.75
+    auc: float = 0.85
+    prompt_tokens: float = 256.0
+    output_tokens: float = 128.0
+    variation: float = 0.8
+    think: float = 5.0
+    max_batch: int = 256
+    warmup: float = 30.0
+    duration: float = 60.0
+    seed: int = 0
+    seeds: int = 3
+    capacity: bool = False
+    json_output: bool = False
+
+
+def run_simulation(options: SimulationOptions) -> None:
+    """Run every system on the same devices and sessions, and say what came of it."""
+    scenario, names = scenario_of(options), system_names(options.systems)
+    if options.capacity:
+        _run_capacity(options, scenario, names)
+    else:
+        _run_reports(options, scenario, names)
+
+
+def system_names(given: Sequence[str]) -> list[str]:
+    """The systems to run; all of them where none was named."""
+    for name in given:
+        _choose("system", name, SYSTEMS)
+    return list(given or SYSTEMS)
+
+
+def scenario_of(options: SimulationOptions) -> Scenario:
+    """What the options describe. Raises ConfigError and FormatError."""
+    hardware = Roofline(_choose("GPU", options.gpu, GPUS), _shape(options.model), options.weight_bits)
+    profile = None if options.profile is None else BatchTimeProfile.load(options.profile)
+    limits = replace(
+        LIMITS,
+        kv_capacity_tokens=hardware.kv_capacity_tokens,
+        max_batch_requests=_at_least_1("max-batch", options.max_batch),
+    )
+    return Scenario(
+        batch_time=hardware if profile is None else profiled(profile),
+        num_devices=options.devices,
+        fleet=Fleet(
+            draft_speed=spread(options.draft_speed),
+            rtt=spread(options.rtt_ms, 1e-3),
+            jitter=options.jitter_ms / 1e3,
+            loss=options.loss,
+        ),
+        workload=_workload(options),
+        limits=limits,
+        warmup=options.warmup,
+        duration=options.duration,
+    )
+
+
+def spread(text: str, unit: float = 1.0) -> Spread:
+    """`LOW-HIGH`, or one value."""
+    low, _, high = text.partition("-")
+    try:
+        return Spread(float(low) * unit, float(high or low) * unit)
+    except ValueError:
+        raise ConfigError(f"a range is LOW-HIGH or one number, not {text!r}") from None
+
+
+def _workload(options: SimulationOptions) -> Workload:
+    if options.rate is not None and options.trace is not None:
+        raise ConfigError("a trace has its own arrivals: give either a rate or a trace")
+    return Workload(
+        prompt=Lengths(options.prompt_tokens, options.variation, LONGEST_PROMPT),
+        output=Lengths(options.output_tokens, options.variation, LONGEST_OUTPUT),
+        slos=slo_classes(options.slo, options.first_token),
+        think_time=options.think,
+        arrivals=None if options.rate is None else Arrivals(options.rate),
+        trace=() if options.trace is None else load_trace(options.trace),
+        acceptance=AcceptanceModel(options.acceptance, options.auc),
+    )
+
+
+def slo_classes(text: str, first_token: float) -> tuple[SLO, ...]:
+    """Speeds in tokens per second, separated by commas."""
+    try:
+        speeds = [float(speed) for speed in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"SLO classes are speeds separated by commas, not {text!r}") from None
+    if min(speeds) <= 0.0:
+        raise ConfigError(f"SLO speeds must be positive, not {text}")
+    return tuple(SLO(f"{speed:g}/s", speed, first_token) for speed in speeds)
+
+
+def _shape(model: str) -> ModelShape:
+    return ModelShape.load(Path(model)) if model.endswith(".json") else _choose("model", model, MODELS)
+
+
+def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}: there are {', '.join(known)}")
+    return known[name]
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+# One load
+
+
+def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> None:
+    reports: dict[str, Report] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for name in names:
+            task = progress.add_task(name, total=1.0)
+
+            def show(share: float, task: Any = task) -> None:
+                progress.update(task, completed=share)
+
+            reports[name] = simulate(scenario, SYSTEMS[name], options.seed, show)
+    if not options.json_output:
+        Console().print(_report_table(reports))
+        return
+    _print({"seed": options.seed, "systems": {name: report.as_dict() for name, report in reports.items()}})
+
+
+def _report_table(reports: Mapping[str, Report]) -> Table:
+    table = Table(Column("", no_wrap=True), *reports, title="Simulated: modelled hardware, network and devices")
+    for label, value in _ROWS:
+        table.add_row(label, *(value(report) for report in reports.values()))
+    return table
+
+
+_ROWS: Sequence[tuple[str, Callable[[Report], str]]] = (
+    ("sessions judged", lambda report: f"{report.num_sessions}"),
+    ("attained", lambda report: f"{report.attainment:.1%}"),
+    ("attained, worst class", lambda report: f"{min(report.attainment_by_class.values(), default=1.0):.1%}"),
+    ("goodput, tokens/s", lambda report: f"{report.goodput:.0f}"),
+    ("all tokens/s", lambda report: f"{report.tokens_per_s:.0f}"),
+    ("first token, p95", lambda report: f"{report.p95_first_token_time:.2f} s"),
+    ("engine busy", lambda report: f"{report.utilisation:.0%}"),
+    ("requests per batch", lambda report: f"{report.requests_per_batch:.1f}"),
+    ("queue time, p95", lambda report: f"{report.p95_queue_time * 1e3:.0f} ms"),
+    ("interference, mean", lambda report: f"{report.mean_interference * 1e3:.1f} ms"),
+    ("engine time per token", lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f} ms"),
+    ("positions per token", lambda report: f"{report.cost.positions_per_token:.2f}"),
+    ("accepted / drafted", lambda report: f"{report.drafting.accepted_share:.1%}"),
+    ("drafting time wasted", lambda report: f"{report.drafting.waste_ratio:.1%}"),
+)
+
+
+# Capacity
+
+
+def _run_capacity(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> None:
+    if options.rate is not None or options.trace is not None:
+        raise ConfigError("capacity is a number of devices: it needs a closed fleet, not a rate or a trace")
+    found: dict[str, list[int]] = {name: [] for name in names}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("capacity", total=_at_least_1("seeds", options.seeds) * len(names))
+        for seed in range(options.seed, options.seed + options.seeds):
+            for name in names:
+                start = found[name][-1] if found[name] and found[name][-1] else options.devices
+                found[name].append(capacity(scenario, SYSTEMS[name], seed, start=start))
+                progress.advance(task)
+    if not options.json_output:
+        Console().print(_capacity_table(found))
+        return
+    systems = {name: {"capacity": Interval.of(values).mean, "per_seed": values} for name, values in found.items()}
+    _print({"seed": options.seed, "systems": systems})
+
+
+def _capacity_table(found: Mapping[str, Sequence[int]]) -> Table:
+    first = next(iter(found))
+    table = Table("system", "devices served", f"over {first}, paired", "by seed", title="Simulated capacity at 95 %")
+    for name, values in found.items():
+        ratio = paired_ratio(values, found[first])
+        table.add_row(name, str(Interval.of(values)), str(ratio), ", ".join(map(str, values)))
+    return table

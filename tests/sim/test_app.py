@@ -1,0 +1,138 @@
+"""`wisp simulate`: options, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wisp.errors import ConfigError
+from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.systems import SYSTEMS
+from wisp.sim.app import SimulationOptions, run_simulation, scenario_of
+from wisp.sim.hardware import MODELS
+from wisp.types import Batch
+
+QUICK = SimulationOptions(
+    model="qwen3-8b",
+    systems=("centralized", "sled-fcfs"),
+    devices=4,
+    output_tokens=8.0,
+    prompt_tokens=16.0,
+    think=1.0,
+    warmup=1.0,
+    duration=4.0,
+    slo="2,4",
+)
+
+
+def test_a_run_is_shown_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column for each system, marked as simulated."""
+    run_simulation(QUICK)
+    shown = capsys.readouterr().out
+    assert "Simulated" in shown
+    assert "sled-fcfs" in shown
+    assert "goodput" in shown
+
+
+def test_the_same_seed_gives_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON object; another seed gives another."""
+    outputs = []
+    for seed in (1, 1, 2):
+        run_simulation(replace(QUICK, json_output=True, seed=seed))
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    systems = json.loads(outputs[0])["systems"]
+    assert list(systems) == ["centralized", "sled-fcfs"]
+    assert set(systems["centralized"]["attainment_by_class"]) == {"2/s", "4/s"}
+
+
+def test_capacity_is_searched_over_paired_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table with ratios, or JSON with every seed's figure."""
+    slow = replace(QUICK, capacity=True, seeds=2, first_token=0.02, duration=2.0, systems=("centralized",))
+    run_simulation(slow)
+    assert "by seed" in capsys.readouterr().out
+    run_simulation(replace(slow, json_output=True))
+    (found,) = json.loads(capsys.readouterr().out)["systems"].values()
+    assert found["capacity"] == pytest.approx(sum(found["per_seed"]) / 2)
+    assert len(found["per_seed"]) == 2
+
+
+def test_open_arrivals_and_traces_replace_the_closed_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the rate, or at the times, that were given."""
+    run_simulation(replace(QUICK, rate=5.0, systems=("fixed-1",), json_output=True))
+    assert 10 <= json.loads(capsys.readouterr().out)["systems"]["fixed-1"]["num_sessions"] <= 30
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(_row(time)) + "\n" for time in (0, 2000, 3000, 3500, 6000)))
+    run_simulation(replace(QUICK, trace=path, systems=("fixed-1",), json_output=True))
+    assert json.loads(capsys.readouterr().out)["systems"]["fixed-1"]["num_sessions"] == 3
+
+
+def _row(time: int) -> dict[str, int]:
+    return {"timestamp": time, "input_length": 20, "output_length": 5}
+
+
+def test_measured_profiles_and_models_on_disk_replace_the_built_in_ones(tmp_path: Path) -> None:
+    """By path."""
+    BatchTimeProfile(0.5, 0.25).save(tmp_path / "profile.json")
+    config = tmp_path / "config.json"
+    shape = MODELS["qwen3-8b"]
+    keys = {
+        "num_hidden_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary_size,
+    }
+    config.write_text(json.dumps(keys))
+    scenario = scenario_of(replace(QUICK, profile=tmp_path / "profile.json", model=str(config)))
+    assert scenario.batch_time(Batch(())) == 0.5
+    assert scenario.limits.kv_capacity_tokens == scenario_of(QUICK).limits.kv_capacity_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gpu": "abacus"}, "unknown GPU 'abacus': there are a100-80gb"),
+        ({"model": "eliza"}, "unknown model 'eliza'"),
+        ({"systems": ("telepathy",)}, "unknown system 'telepathy'"),
+        ({"slo": "fast"}, "SLO classes are speeds"),
+        ({"slo": "0"}, "must be positive"),
+        ({"rtt_ms": "far"}, "a range is LOW-HIGH"),
+        ({"rtt_ms": "60-10"}, "low <= high"),
+        ({"max_batch": 0}, "max-batch must be at least 1"),
+        ({"rate": 1.0, "trace": Path("a.csv")}, "either a rate or a trace"),
+        ({"rate": 1.0, "capacity": True}, "needs a closed fleet"),
+        ({"seeds": 0, "capacity": True}, "seeds must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(change: dict[str, object], message: str) -> None:
+    """With the value and what there is."""
+    with pytest.raises(ConfigError, match=message):
+        run_simulation(replace(QUICK, **change))  # type: ignore[arg-type]
+
+
+def test_all_systems_are_run_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table's order."""
+    run_simulation(replace(QUICK, systems=(), json_output=True))
+    assert list(json.loads(capsys.readouterr().out)["systems"]) == list(SYSTEMS)
+
+
+def test_the_command_needs_the_core_install_only() -> None:
+    """Neither torch nor gRPC nor an event loop is imported."""
+    program = (
+        "import sys; from wisp.cli import app\n"
+        "app(['simulate', '--devices', '2', '--duration', '1', '--warmup', '0', '--system', 'fixed-1', '--json'],"
+        " standalone_mode=False)\n"
+        "print(sorted({'torch', 'grpc', 'transformers', 'structlog', 'wisp.engines'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result, imported = done.stdout.splitlines()
+    assert json.loads(result)["systems"]
+    assert imported == "[]"

@@ -1,0 +1,75 @@
+"""The capacity search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.systems import SYSTEMS
+from wisp.sim.capacity import Interval, capacity, largest_passing, paired_ratio
+from wisp.sim.scenario import Fleet, Scenario
+from wisp.sim.workload import Lengths, Workload
+from wisp.types import SLO, Batch
+
+
+def _logged(limit: int) -> tuple[Callable[[int], bool], list[int]]:
+    tried: list[int] = []
+
+    def passes(number: int) -> bool:
+        tried.append(number)
+        return number <= limit
+
+    return passes, tried
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 16, 33, 40])
+@pytest.mark.parametrize("start", [1, 16, 100])
+def test_the_search_finds_where_passing_ends(limit: int, start: int) -> None:
+    """From below and from above, in a logarithm of steps."""
+    passes, tried = _logged(limit)
+    assert largest_passing(passes, start) == limit
+    assert len(tried) <= 12
+
+
+def test_large_fleets_are_searched_to_two_percent() -> None:
+    """And what was found has passed."""
+    passes, tried = _logged(10_000)
+    found = largest_passing(passes, 100)
+    assert 9_800 <= found <= 10_000
+    assert found in tried
+
+
+def test_what_always_passes_ends_the_search() -> None:
+    """At the largest fleet there is."""
+    assert largest_passing(lambda _: True, 1) == 1 << 20
+
+
+def test_intervals_are_students() -> None:
+    """Of seeds; one seed has none."""
+    interval = Interval.of([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.half_width) == (2.0, pytest.approx(4.30 / 3**0.5))
+    assert str(interval) == "2 +- 2.5"
+    assert str(Interval.of([4.0])) == "4"
+    assert paired_ratio([10, 20], [5, 10]) == Interval(2.0, 0.0)
+
+
+def test_capacity_is_where_the_server_is_full() -> None:
+    """50 ms steps of one token for each of up to 4 sessions: 80 tokens/s, of which a session that is always on takes 10."""
+
+    def batch_time(_: Batch) -> float:
+        return 0.05
+
+    scenario = Scenario(
+        batch_time,
+        num_devices=4,
+        fleet=Fleet(),
+        workload=Workload(Lengths(4.0), Lengths(100.0), (SLO("10/s", 10.0, 1.0),), think_time=0.0),
+        limits=SchedulerLimits(max_sessions=1000, max_batch_requests=4),
+        warmup=10.0,
+        duration=20.0,
+        drain=30.0,
+        ramp=10.0,
+    )
+    assert capacity(scenario, SYSTEMS["centralized"], seed=1) == pytest.approx(8, abs=1)
