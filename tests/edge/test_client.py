@@ -78,6 +78,7 @@ def self_signed(name: str) -> tuple[bytes, bytes]:
         ({}, "--ca-fingerprint"),
         ({"token": "t"}, "plain text"),
         ({"ca": Path("x"), "ca_fingerprint": "00"}, "not both"),
+        ({"ca_fingerprint": "00"}, "64 digits"),
         ({"ca": Path("x"), "certificate": Path("x")}, "go together"),
         ({"insecure": True, "certificate": Path("x"), "private_key": Path("x")}, "needs TLS"),
     ],
@@ -145,6 +146,20 @@ async def test_missing_files_are_named() -> None:
     """A CA file that is not there is the caller's to correct."""
     with pytest.raises(ConfigError, match=r"CA file .*nowhere\.pem"):
         await ServerConnection(edge_config("127.0.0.1:1", ca=Path("nowhere.pem"))).start()
+
+
+async def test_files_that_tls_cannot_use_are_named(tmp_path: Path) -> None:
+    """A CA that is none, and a key that is not the certificate's: the caller's to correct, not a server to wait for."""
+    files = {name: tmp_path / name for name in ("ca.pem", "key.pem", "other-key.pem", "nonsense.pem")}
+    certificate, key = self_signed("device")
+    for path, content in zip(files.values(), (certificate, key, self_signed("other")[1], b"nonsense"), strict=True):
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"CA file .*nonsense\.pem holds no certificate"):
+        await ServerConnection(edge_config("127.0.0.1:1", ca=files["nonsense.pem"])).start()
+    for wrong in ("other-key.pem", "nonsense.pem"):
+        shown = {"certificate": files["ca.pem"], "private_key": files[wrong]}
+        with pytest.raises(ConfigError, match="not a certificate and its private key"):
+            await ServerConnection(edge_config("127.0.0.1:1", ca=files["ca.pem"], **shown)).start()
 
 
 async def test_nobody_there() -> None:

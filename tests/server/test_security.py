@@ -148,6 +148,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_tokens(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"client CA .*nowhere"):
         protect(settings(tmp_path, client_ca=tmp_path / "nowhere"), {})
+    (tmp_path / "nonsense").write_text("nonsense")
+    with pytest.raises(ConfigError, match=r"client CA .*nonsense"):
+        protect(settings(tmp_path, client_ca=tmp_path / "nonsense"), {})
     with pytest.raises(ConfigError, match="cannot use certificate"):
         load_certificate(tmp_path / "nowhere", tmp_path / "nowhere")
     blocked = tmp_path / "file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import grpc.aio
 from wisp.config import EdgeConfig
 from wisp.errors import ConfigError
 from wisp.protocol import MAX_FRAME_BYTES, TOKEN_METADATA_KEY
-from wisp.protocol.pinning import fetch_pinned_ca
+from wisp.protocol.pinning import fetch_pinned_ca, normalised_fingerprint
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
@@ -32,6 +33,8 @@ def check_security(config: EdgeConfig) -> None:
         raise ConfigError("a client certificate and its private key go together: give both or neither")
     if config.certificate is not None and not uses_tls(config):
         raise ConfigError("a client certificate needs TLS: give --ca or --ca-fingerprint too")
+    if config.ca_fingerprint is not None:
+        normalised_fingerprint(config.ca_fingerprint)
     if not uses_tls(config) and not config.server_on_loopback and not config.insecure:
         raise ConfigError(
             f"{config.server} is not on this machine and nothing protects the connection: give --ca-fingerprint as "
@@ -54,6 +57,7 @@ async def open_channel(config: EdgeConfig) -> Any:
         private_key=_read("private key", config.private_key),
         certificate_chain=_read("certificate", config.certificate),
     )
+    _check_files(config)
     return grpc.aio.secure_channel(config.server, credentials, options=_OPTIONS)
 
 
@@ -69,6 +73,24 @@ async def _trusted_ca(config: EdgeConfig) -> bytes | None:
     return await asyncio.to_thread(
         fetch_pinned_ca, host.strip("[]"), int(port), config.ca_fingerprint, config.connect_timeout
     )
+
+
+def _check_files(config: EdgeConfig) -> None:
+    """Name the files that TLS cannot use: gRPC would only say, again and again, that a handshake failed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if config.ca is not None:
+        try:
+            context.load_verify_locations(config.ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"the CA file {config.ca} holds no certificate in PEM form") from error
+    if config.certificate is not None and config.private_key is not None:
+        try:
+            context.load_cert_chain(config.certificate, config.private_key, password="")  # "": never ask for one
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{config.certificate} and {config.private_key} are not a certificate and its private key, unencrypted "
+                f"and in PEM form: {error.reason or error}"
+            ) from error
 
 
 def _read(what: str, path: Path | None) -> bytes | None:

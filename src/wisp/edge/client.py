@@ -97,7 +97,7 @@ class ServerConnection:
         except ConnectionLost as error:
             await self.close()
             hint = "" if uses_tls(self._config) else " If it asks for TLS, give --ca-fingerprint as it printed it."
-            raise ConnectionLost(f"{error}. Is `wisp serve` running there?{hint}") from None
+            raise ConnectionLost(f"{str(error).rstrip('.')}. Is `wisp serve` running there?{hint}") from None
         except WispError:
             await self.close()
             raise

@@ -58,6 +58,16 @@ def load_certificate(certificate: Path, private_key: Path) -> ServerCertificate:
     return ServerCertificate(key_pem, chain_pem)
 
 
+def load_client_ca(path: Path) -> bytes:
+    """The certificates, PEM, of those who may vouch for devices. Raises ConfigError."""
+    try:
+        pem = path.read_bytes()
+        x509.load_pem_x509_certificates(pem)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot use client CA {path}: {error}") from error
+    return pem
+
+
 def private_certificate(state_dir: Path, hosts: Iterable[str], now: datetime | None = None) -> ServerCertificate:
     """A certificate for `hosts` of the state directory's own CA; made, and made anew, where needed."""
     now = now or datetime.now(UTC)

@@ -25,6 +25,7 @@ from wisp.server.certificates import (
     ServerCertificate,
     certificate_hosts,
     load_certificate,
+    load_client_ca,
     own_addresses,
     private_certificate,
     write_private,
@@ -152,7 +153,7 @@ def protect(config: ServerConfig, environment: Mapping[str, str] = os.environ) -
     return Protection(
         credentials=credentials,
         certificate=_certificate(security, config.host),
-        client_ca=None if security.client_ca is None else _read(security.client_ca, "the client CA"),
+        client_ca=None if security.client_ca is None else load_client_ca(security.client_ca),
         own_token=own_token,
         own_token_is_new=is_new,
         private_ca=not own_certificate,
