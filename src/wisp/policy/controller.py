@@ -22,6 +22,9 @@ from typing import Protocol
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE, AcceptancePredictor
 from wisp.types import DraftStats, Prices
 
+ENTROPY_WEIGHT = 0.2
+"""Of the entropy in AdaEDL's bound, g above."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoundContext:
@@ -141,7 +144,7 @@ class EntropyRule(_StopWhenSuspicious):
 
     max_tokens: int
     threshold: float = 0.3
-    weight: float = 0.2
+    weight: float = ENTROPY_WEIGHT
     """Of the entropy in the bound."""
     target_acceptance: float = 0.8
     """Share of drafted tokens to be accepted, towards which the threshold moves."""

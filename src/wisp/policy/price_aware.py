@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
-from wisp.policy.controller import RoundContext, StopRule, entropy_bound
+from wisp.policy.controller import ENTROPY_WEIGHT, RoundContext, StopRule, entropy_bound
 from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
-_ENTROPY_WEIGHT = 0.2
 _PERSISTENCE = 0.5
 
 
@@ -47,7 +46,7 @@ class PriceAware(StopRule):
         if stats is None:
             return context.acceptance
         if self.predictor is None:
-            return entropy_bound(stats.entropy, _ENTROPY_WEIGHT)
+            return entropy_bound(stats.entropy, ENTROPY_WEIGHT)
         return self.predictor(stats, position, context.acceptance)
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
