@@ -1,0 +1,223 @@
+"""The simulator decides as the live server does: batch by batch, under contention, in virtual time.
+
+The simulator's devices drive both: its own verifier, and the live registry, sessions and verification loop on an
+emulated engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from typing import Any
+
+import pytest
+
+from tests.fakes import fake_card
+from tests.virtual_time import VirtualEngineTime, run
+from wisp.engines.timed import RecordedOutputs, TimedTarget
+from wisp.errors import ServerBusy
+from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
+from wisp.policy.systems import SYSTEMS, System
+from wisp.protocol import frames
+from wisp.protocol import wisp_pb2 as pb
+from wisp.server.loop import VerificationLoop
+from wisp.server.registry import RegistryLimits, SessionRegistry, engine_id
+from wisp.server.stream import DeviceStream
+from wisp.sim.hardware import profiled
+from wisp.sim.scenario import Fleet, Scenario
+from wisp.sim.simulator import Simulation
+from wisp.sim.verifier import ServedSession
+from wisp.sim.workload import Lengths, Spread, Workload
+from wisp.types import SLO, Admitted, Batch, DecodeRequest, DraftRequest, RetryAfter, Verdict, WaitUntil
+
+PROFILE = BatchTimeProfile(fixed_s=0.02, per_token_s=0.0004, per_cached_token_s=1e-6, per_request_s=0.0003)
+NUM_BATCHES = 1000
+OWNER = "me"
+
+Decision = tuple[float, tuple[tuple[str, int, int, int | None], ...]]
+"""When, and for each member its session, round, prefill chunk and draft tokens to verify."""
+
+
+class Recording(FCFSScheduler):
+    """First come, first served, and a record of what was decided."""
+
+    def __init__(self, limits: SchedulerLimits, decisions: list[Decision]) -> None:
+        super().__init__(limits)
+        self.decisions = decisions
+        self.num_evicted = 0
+
+    def schedule(self, now: float) -> Batch | WaitUntil:
+        decision = super().schedule(now)
+        if isinstance(decision, Batch):
+            members = [
+                (one.request.session_id, one.request.round, one.num_prefill_tokens, one.num_verified)
+                for one in decision.members
+            ]
+            self.decisions.append((now, tuple(members)))
+        return decision
+
+    def evictions(self) -> tuple[str, ...]:
+        evictions = super().evictions()
+        self.num_evicted += len(evictions)
+        return evictions
+
+
+class LoopEvents:
+    """The simulator's events, on the event loop; its timers of one instant come in any order, events in that of asking."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._order = 0
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def at(self, time: float, action: Callable[[Any], None], argument: Any = None) -> None:
+        heappush(self._heap, (time, self._order, action, argument))
+        self._order += 1
+        asyncio.get_running_loop().call_at(time, self._take)
+
+    def _take(self) -> None:
+        _, _, action, argument = heappop(self._heap)
+        action(argument)
+
+
+class Receiving(DeviceStream):
+    """A stream whose frames reach the device's verdict handler at once; the device adds the network's delay."""
+
+    def send(self, frame: bytes) -> None:
+        message = pb.ServerFrame.FromString(frame)
+        if message.WhichOneof("body") == "verdict":
+            self.on_verdict(frames.verdict_from_wire(message.verdict))
+
+    on_verdict: Callable[[Verdict], None]
+
+
+@dataclass
+class LiveVerifier:
+    """The live server behind the interface of the simulated one."""
+
+    registry: SessionRegistry
+    recorded: dict[tuple[int, ...], tuple[int, ...]]
+    served: dict[str, tuple[Receiving, int]] = field(default_factory=dict)
+
+    def open(self, session: ServedSession) -> Admitted | RetryAfter:
+        number = len(self.served) + 1
+        stream = Receiving(OWNER)
+        stream.on_verdict = session.send
+        self.served[session.session_id] = stream, number
+        script = session.script
+        request = script.generation(session.max_new_tokens)
+        prompt = (number,) * script.num_prompt_tokens  # tells the sessions of the record apart
+        self.recorded[prompt] = tuple(script.token(position) for position in range(script.num_output_tokens))
+        slo = None if script.slo is None else script.slo.name
+        try:
+            self.registry.open(stream, frames.open_to_wire(number, 1, replace(request, tokens=prompt, slo=slo)))
+        except ServerBusy as busy:
+            return RetryAfter(busy.retry_after, str(busy))
+        return Admitted()
+
+    def ask(self, session: ServedSession, request: DraftRequest | DecodeRequest) -> None:
+        stream, number = self.served[session.session_id]
+        self.registry.get(stream, number, 1).on_request(request)
+
+    def close(self, session: ServedSession) -> None:
+        stream, number = self.served[session.session_id]
+        self.registry.close(stream, number, 1)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The simulator's names of the live server's sessions."""
+        return {engine_id(OWNER, number): name for name, (_, number) in self.served.items()}
+
+
+def _scenario(num_devices: int, **limits: int) -> Scenario:
+    return Scenario(
+        profiled(PROFILE),
+        num_devices=num_devices,
+        fleet=Fleet(Spread(20.0, 200.0), rtt=Spread(0.005, 0.05), jitter=0.003, loss=0.02),
+        workload=Workload(
+            Lengths(60.0, 1.0, 400), Lengths(30.0, 0.8, 200), (SLO("a", 4.0, 2.0), SLO("b", 8.0, 3.0)), think_time=1.0
+        ),
+        limits=SchedulerLimits(
+            **{"max_sessions": 64, "max_batch_requests": 12, "max_batch_tokens": 96, "max_prefill_tokens": 48, **limits}
+        ),
+        warmup=0.0,
+        duration=1000.0,
+        ramp=2.0,
+    )
+
+
+def _simulated(scenario: Scenario, system: System) -> Recording:
+    """Decisions of the simulator, until there are enough."""
+    scheduler = Recording(scenario.limits, [])
+    simulation = Simulation(scenario, replace(system, scheduler=lambda _: scheduler), seed=5)
+    watch = simulation.verifier.watch
+
+    def stop_when_done(batch: Batch, started: float, elapsed: float) -> None:
+        watch(batch, started, elapsed)
+        if len(scheduler.decisions) >= NUM_BATCHES:
+            simulation.events.stop()
+
+    simulation.verifier.watch = stop_when_done
+    simulation.run()
+    return scheduler
+
+
+async def _live(scenario: Scenario, system: System, until: float) -> list[Decision]:
+    """Decisions of the live server up to some time, with the simulator's devices."""
+    simulation = Simulation(scenario, system, seed=5)
+    scheduler = Recording(scenario.limits, [])
+    engine_time, recorded = VirtualEngineTime(), {}
+    card = replace(fake_card(context_length=1 << 20), vocabulary_size=1 << 20)
+    target = TimedTarget(card, RecordedOutputs(recorded), PROFILE, engine_time.sleep)
+    clock = asyncio.get_running_loop().time
+    loop = VerificationLoop(target, scheduler, clock, engine_time)
+    limits = RegistryLimits(
+        max_sessions=1 << 20,
+        max_sessions_per_stream=4,
+        max_history=1 << 20,
+        idle_timeout=1e9,
+        slo_classes=scenario.workload.slos,
+        default_slo="a",
+    )
+    verifier = LiveVerifier(SessionRegistry(card, loop, scheduler, clock, limits), recorded)
+    simulation.events, simulation.verifier = LoopEvents(), verifier  # type: ignore[assignment]
+    for index in range(scenario.num_devices):
+        start = scenario.ramp * index / scenario.num_devices
+        simulation.events.at(start, simulation._begin, simulation._device(index))
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(until)
+    loop.stop()
+    await task
+    names = verifier.names
+    return [
+        (time, tuple((names[name], *rest) for name, *rest in members))  # type: ignore[misc]
+        for time, members in scheduler.decisions
+    ]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_simulator_and_live_server_decide_alike(name: str) -> None:
+    """Over 1,000 batches of a fleet that keeps the server busy: the same members, chunks and drafts at the same times."""
+    scenario = _scenario(40)
+    ours = _simulated(scenario, SYSTEMS[name]).decisions
+    assert len(ours) >= NUM_BATCHES
+    assert sum(len(members) for _, members in ours) / len(ours) > 4, "no contention"
+    theirs = run(_live(scenario, SYSTEMS[name], ours[-1][0]))
+    assert [members for _, members in theirs[:NUM_BATCHES]] == [members for _, members in ours[:NUM_BATCHES]]
+    assert [time for time, _ in theirs[:NUM_BATCHES]] == pytest.approx([time for time, _ in ours[:NUM_BATCHES]])
+
+
+def test_they_decide_alike_when_the_cache_is_tight_and_sessions_are_refused() -> None:
+    """Evictions, prefill anew and admission included."""
+    scenario = _scenario(40, max_sessions=24, kv_capacity_tokens=900)
+    simulated = _simulated(scenario, SYSTEMS["sled-fcfs"])
+    ours = simulated.decisions
+    assert simulated.num_evicted > 100
+    theirs = run(_live(scenario, SYSTEMS["sled-fcfs"], ours[-1][0]))
+    assert [members for _, members in theirs[:NUM_BATCHES]] == [members for _, members in ours[:NUM_BATCHES]]
