@@ -17,6 +17,7 @@ from rich.table import Table
 from wisp.bench.engine import engine_ratios
 from wisp.bench.models import save_random_llama
 from wisp.bench.server import ServerOverhead, WireRate, server_overhead, wire_rate
+from wisp.bench.simulator import simulator_ratio
 from wisp.bench.timing import Ratio
 from wisp.demo.pair import TARGET
 from wisp.engines.packed.loading import without_loading_bars
@@ -38,13 +39,14 @@ def main() -> None:
             ratios += engine_ratios(larger, max(given.rounds // 4, 1), progress)
         overhead = server_overhead(given.model, 40 * given.rounds, progress)
         wire = wire_rate(40 * given.rounds, progress)
+        simulator = simulator_ratio(max(given.rounds // 4, 1), progress)
     if given.json:
-        sys.stdout.write(json.dumps(_values(ratios, overhead, wire)) + "\n")
+        sys.stdout.write(json.dumps(_values(ratios, overhead, wire, simulator)) + "\n")
     else:
-        Console().print(_table(ratios, overhead, wire))
+        Console().print(_table([*ratios, simulator], overhead, wire))
 
 
-def _values(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate) -> dict[str, Any]:
+def _values(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate, simulator: Ratio) -> dict[str, Any]:
     return {
         "engine": [{**asdict(ratio), "ratio": ratio.ratio} for ratio in ratios],
         "server": {
@@ -53,6 +55,7 @@ def _values(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate) -> di
             "round_share": overhead.round_share,
         },
         "wire_rounds_per_s": asdict(wire),
+        "simulator": {**asdict(simulator), "ratio": simulator.ratio},
     }
 
 
