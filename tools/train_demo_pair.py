@@ -4,13 +4,15 @@ Both are Llama-shaped models trained on the Python standard library's own source
 checkout can run speculative decoding end to end without downloading anything. They exist for
 demos and tests and for nothing else.
 
-    python tools/train_demo_pair.py --minutes 90          # train, then export
-    python tools/train_demo_pair.py --evaluate            # figures of the exported pair
+    python tools/train_demo_pair.py               # train, then export
+    python tools/train_demo_pair.py --evaluate    # figures of the exported pair
 
-The two are trained side by side on the same batches: the target on the text, the draft on the
-target's distribution (with a little of the text). Hidden matrices are trained with Muon, the
-rest with AdamW. The learning rate follows the training time spent so far, which is part of the
-checkpoint: a killed run goes on when it is started again with the same command.
+The target is trained first. The draft learns from the text, then from the frozen target's
+distribution. So small a model does not find out by itself, in so little time, that code repeats
+itself: some of the draft's early rows are a passage said over and over, which teaches copying.
+Hidden matrices are trained with Muon, the rest with AdamW. The learning rate follows the training
+time spent so far, which is part of the checkpoint: a killed run goes on when it is started again
+with the same command.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -84,32 +86,34 @@ PIECES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of one of the two models."""
+    """The size of one of the two models and how it is trained."""
 
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     mlp: int
+    windows_per_step: int
+    muon_lr: float
+    adam_lr: float
 
 
-TARGET = Shape(hidden=384, layers=5, heads=6, kv_heads=2, mlp=896)
-DRAFT = Shape(hidden=192, layers=2, heads=3, kv_heads=1, mlp=512)
+TARGET = Shape(384, 5, 6, 2, 896, windows_per_step=2, muon_lr=0.02, adam_lr=4e-3)
+DRAFT = Shape(192, 2, 6, 3, 512, windows_per_step=1, muon_lr=0.01, adam_lr=2e-3)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the pair is trained; lengths are in tokens, fractions are of the time budget."""
+    """What both have in common; lengths are in tokens, fractions are of the time budget."""
 
     window: int = 2048
-    windows_per_step: int = 2
     short: int = 256
     medium: int = 1024
-    muon_lr: float = 0.02
-    adam_lr: float = 4e-3
     weight_decay: float = 0.1
     warmup: float = 0.01
-    decay: float = 0.25
+    decay: float = 0.75
+    repeat_until: float = 0.35
+    distill_from: float = 0.4
     distill: float = 0.9
     clip: float = 1.0
     chat_share: float = 0.02
@@ -135,13 +139,72 @@ def new_model(shape: Shape) -> LlamaForCausalLM:
         eos_token_id=0,
         pad_token_id=None,
         use_cache=False,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return model
+
+
+@torch.no_grad()
+def seed_copying(model: LlamaForCausalLM, tokens: Tensor) -> None:
+    """Start one head of the first two layers as a pair that copies from the context.
+
+    The first looks one token back and passes on a code of what it saw; the second looks for the
+    places whose passed-on code is that of the current token, and says what stood there. Weights
+    are fitted on a few rows of tokens by least squares; training then does as it likes with them.
+    """
+    one, two = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    size = one.head_dim
+    embedding = model.model.embed_tokens.weight
+    embedding.add_(0.5 * embedding.std() * torch.ones_like(embedding[0]))
+    angles = 10000.0 ** (-torch.arange(0, size, 2) / size)
+    seen = record_inputs(model, 0, tokens)
+    slow = (angles < 0.05).repeat(2).nonzero().flatten()  # dimensions that hardly turn
+    codes = torch.zeros(len(seen), size)
+    codes[:, slow] = token_codes(seen, len(slow))
+    values = token_codes(seen, size)
+    ones = torch.ones(len(seen), 1)
+    back, here = torch.cat([angles.cos(), -angles.sin()]), torch.cat([angles * 0 + 1, angles * 0])
+    one.q_proj.weight[:size] = fit(seen, 6.0 * ones * back)
+    one.k_proj.weight[:size] = fit(seen, 6.0 * ones * here)
+    one.v_proj.weight[:size] = fit(seen, codes)
+    scale = record_inputs(model, 1, tokens, before_norm=True).std()
+    one.o_proj.weight[:, :size] = 3 * scale * torch.nn.init.orthogonal_(torch.empty(model.config.hidden_size, size))
+    seen = record_inputs(model, 1, tokens)
+    previous = codes.view(*tokens.shape, size).roll(1, dims=1).flatten(0, 1)
+    two.q_proj.weight[:size] = fit(seen, 3.0 * codes)
+    two.k_proj.weight[:size] = fit(seen, 3.0 * previous)
+    two.v_proj.weight[:size] = fit(seen, values)
+    said = functional.normalize(embedding - embedding.mean(0), dim=-1)[tokens.flatten()]
+    scale = record_inputs(model, 1, tokens, before_norm=True).norm(dim=-1).mean()
+    two.o_proj.weight[:, :size] = fit(values, scale * said)
+
+
+def token_codes(inputs: Tensor, size: int) -> Tensor:
+    """The strongest directions of the inputs, made equally strong and mixed at random."""
+    centred = inputs - inputs.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    white = centred @ vectors[:, -size:] / values[-size:].sqrt()
+    return white @ torch.nn.init.orthogonal_(torch.empty(size, size))
+
+
+def fit(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """The weight of a linear layer that maps inputs to outputs, by ridge regression."""
+    gram = inputs.T @ inputs
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram))
+    return torch.linalg.solve(gram + ridge, inputs.T @ outputs).T
+
+
+def record_inputs(model: LlamaForCausalLM, layer: int, tokens: Tensor, *, before_norm: bool = False) -> Tensor:
+    """What a layer's attention (or the norm before it) is given for these tokens."""
+    seen: list[Tensor] = []
+    norm = model.model.layers[layer].input_layernorm
+    hook = norm.register_forward_hook(lambda _, given, made: seen.append(given[0] if before_norm else made))
+    model(tokens)
+    hook.remove()
+    return seen[0].flatten(0, 1)
 
 
 # --- corpus ---------------------------------------------------------------------------------
@@ -205,7 +268,7 @@ def chat_document(node: ast.FunctionDef, doc: str, text: str) -> str | None:
     """A question about one function and its source as the answer."""
     lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
     source = textwrap.dedent("\n".join(lines)).strip()
-    summary = " ".join(doc.split("\n\n")[0].split())
+    summary = " ".join(doc.partition("\n\n")[0].split())
     if len(source) > 1500 or len(summary) > 200:
         return None
     name = node.name
@@ -287,10 +350,7 @@ def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """All texts as one stream, every document followed by the end mark."""
     eos = tokenizer.token_to_id(EOS)
-    stream: list[np.ndarray] = []
-    for text in texts:
-        stream.append(np.array([*tokenizer.encode(text).ids, eos], dtype=np.uint16))
-    return np.concatenate(stream)
+    return np.concatenate([np.array([*tokenizer.encode(text).ids, eos], dtype=np.uint16) for text in texts])
 
 
 def prepare(data: Path) -> tuple[PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
@@ -320,28 +380,40 @@ def make_data(data: Path) -> None:
 class Batches:
     """Windows of the training stream in an order that follows from the step alone."""
 
-    def __init__(self, stream: np.ndarray, device: torch.device) -> None:
+    def __init__(self, stream: np.ndarray, windows_per_step: int, device: torch.device) -> None:
         count = (len(stream) - 1) // RECIPE.window
         self.stream, self.count, self.device = stream, count, device
+        self.windows_per_step = windows_per_step
         self.epoch, self.order = -1, np.arange(count)
 
     def windows(self, step: int) -> Iterator[int]:
-        first = step * RECIPE.windows_per_step
-        for index in range(first, first + RECIPE.windows_per_step):
+        first = step * self.windows_per_step
+        for index in range(first, first + self.windows_per_step):
             epoch, place = divmod(index, self.count)
             if epoch != self.epoch:
                 generator = np.random.default_rng((RECIPE.seed, epoch))
                 self.epoch, self.order = epoch, generator.permutation(self.count)
             yield int(self.order[place])
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int, repeats: bool) -> tuple[Tensor, Tensor]:
         """Inputs and labels: mostly short rows, some medium, some a whole window."""
         size = RECIPE.window
         length = {7: RECIPE.window, 3: RECIPE.medium, 11: RECIPE.medium}.get(step % 16, RECIPE.short)
-        rows = [self.stream[w * size : (w + 1) * size + 1].astype(np.int64) for w in self.windows(step)]
-        inputs = np.concatenate([row[:-1] for row in rows]).reshape(-1, length)
-        labels = np.concatenate([row[1:] for row in rows]).reshape(-1, length)
+        windows = [self.stream[w * size : (w + 1) * size + 1].astype(np.int64) for w in self.windows(step)]
+        inputs = np.concatenate([window[:-1] for window in windows]).reshape(-1, length)
+        labels = np.concatenate([window[1:] for window in windows]).reshape(-1, length)
+        if repeats and length == RECIPE.short:
+            repeat_rows(inputs, labels, step)
         return torch.from_numpy(inputs).to(self.device), torch.from_numpy(labels).to(self.device)
+
+
+def repeat_rows(inputs: np.ndarray, labels: np.ndarray, step: int) -> None:
+    """Turn every fourth row into its own beginning, said over and over."""
+    period = int(np.random.default_rng((RECIPE.seed, step)).integers(16, 128))
+    length = inputs.shape[1]
+    for row in range(0, len(inputs), 4):
+        text = np.resize(inputs[row, :period], length + 1)
+        inputs[row], labels[row] = text[:-1], text[1:]
 
 
 # --- training -------------------------------------------------------------------------------
@@ -357,84 +429,83 @@ class Progressed:
 
 
 class Run:
-    """Both models, their optimizers and what a checkpoint keeps of them."""
+    """One model, its optimizers, its teacher if it has one, and what a checkpoint keeps."""
 
-    def __init__(self, device: torch.device, precision: str, compiled: bool = False) -> None:
+    def __init__(self, name: str, shape: Shape, args: argparse.Namespace) -> None:
         torch.manual_seed(RECIPE.seed)
-        self.device = device
-        self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.target, self.draft = new_model(TARGET).to(device), new_model(DRAFT).to(device)
+        self.name, self.shape, self.device = name, shape, pick_device(args.device)
+        self.checkpoint = args.state / args.run / f"{name}.pt"
+        self.precision = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        self.model = new_model(shape).to(self.device)
+        self.teacher: LlamaForCausalLM | None = None
         self.done = Progressed()
-        matrices, others = [], []
-        for model in (self.target, self.draft):
-            for name, weight in model.named_parameters():
-                hidden = weight.ndim == 2 and "embed" not in name and "lm_head" not in name
-                (matrices if hidden else others).append(weight)
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for label, weight in self.model.named_parameters():
+            hidden = weight.ndim == 2 and "embed" not in label and "lm_head" not in label
+            (matrices if hidden else others).append(weight)
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=RECIPE.muon_lr, weight_decay=RECIPE.weight_decay),
-            torch.optim.AdamW(others, lr=RECIPE.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(matrices, lr=shape.muon_lr, weight_decay=RECIPE.weight_decay),
+            torch.optim.AdamW(others, lr=shape.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-        self.rates = [RECIPE.muon_lr, RECIPE.adam_lr]
-        self.fast = torch.compile(self.losses, dynamic=False) if compiled else self.losses
+        self.fast = torch.compile(self.loss, dynamic=False) if args.compile else self.loss
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def set_rates(self, scale: float) -> None:
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+        for optimizer, rate in zip(self.optimizers, (self.shape.muon_lr, self.shape.adam_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
 
-    def losses(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's loss on the text and the draft's on the target's distribution."""
+    def loss(self, inputs: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+        """Cross-entropy against the text, or mostly against the teacher's logits."""
         with self.autocast():
-            logits = self.target(inputs).logits
-            guesses = self.draft(inputs).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return loss, distillation(guesses, logits.detach(), labels)
+            logits = self.model(inputs).logits.flatten(0, 1)
+        text = functional.cross_entropy(logits.float(), labels.flatten())
+        if taught is None:
+            return text
+        soft = functional.cross_entropy(logits.float(), taught.flatten(0, 1).float().softmax(-1))
+        return RECIPE.distill * soft + (1 - RECIPE.distill) * text
 
-    def step(self, inputs: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """One update of both models; returns the target's and the draft's loss."""
-        self.set_rates(scale)
-        forward = self.fast if inputs.shape[1] == RECIPE.short else self.losses
-        loss, draft_loss = forward(inputs, labels)
-        (loss + draft_loss).backward()
-        for model in (self.target, self.draft):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
+    def step(self, inputs: Tensor, labels: Tensor, part: float) -> Tensor:
+        """One update when `part` of the time is spent; returns the loss."""
+        self.set_rates(rate_at(part))
+        taught = None
+        if self.teacher is not None and part >= RECIPE.distill_from:
+            with torch.no_grad(), self.autocast():
+                taught = self.teacher(inputs).logits
+        forward = self.fast if inputs.shape[1] == RECIPE.short else self.loss
+        loss = forward(inputs, labels, taught)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), RECIPE.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), draft_loss.detach()
+        return loss.detach()
 
-    def save(self, path: Path) -> None:
+    def save(self) -> None:
         """Write the checkpoint beside its place, then move it there."""
         state = {
-            "target": self.target.state_dict(),
-            "draft": self.draft.state_dict(),
+            "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "done": asdict(self.done),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
-        partial.replace(path)
+        partial.replace(self.checkpoint)
 
-    def load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.target.load_state_dict(state["target"])
-        self.draft.load_state_dict(state["draft"])
+    def load(self) -> None:
+        """Go on from the checkpoint if there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.done = Progressed(**state["done"])
-
-
-def distillation(guesses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the draft against the target's distribution mixed with the text."""
-    goal = RECIPE.distill * logits.flatten(0, 1).float().softmax(-1)
-    text = torch.full_like(labels.flatten(), 1, dtype=goal.dtype).unsqueeze(1) * (1 - RECIPE.distill)
-    goal.scatter_add_(1, labels.reshape(-1, 1), text)
-    return F.cross_entropy(guesses.flatten(0, 1).float(), goal)
 
 
 def rate_at(part: float) -> float:
@@ -443,35 +514,42 @@ def rate_at(part: float) -> float:
 
 
 @torch.no_grad()
-def heldout_losses(run: Run, stream: np.ndarray, length: int = 1024, rows: int = 16) -> dict[str, float]:
-    """Both losses and the greedy agreement on evenly spread pieces of the held-out stream."""
+def heldout_figures(run: Run, stream: np.ndarray, length: int = 1024, rows: int = 16) -> dict[str, float]:
+    """Loss, and greedy agreement with the teacher, on evenly spread held-out pieces."""
     starts = np.linspace(0, len(stream) - length - 2, rows).astype(int)
     batch = np.stack([stream[s : s + length + 1] for s in starts]).astype(np.int64)
-    sums = np.zeros(3)
+    loss = same = 0.0
     for piece in torch.from_numpy(batch).to(run.device).split(4):
         with run.autocast():
-            logits = run.target(piece[:, :-1]).logits.flatten(0, 1).float()
-            guesses = run.draft(piece[:, :-1]).logits.flatten(0, 1).float()
-        labels = piece[:, 1:].flatten()
-        sums[0] += F.cross_entropy(logits, labels, reduction="sum").item()
-        sums[1] += F.cross_entropy(guesses, labels, reduction="sum").item()
-        sums[2] += (logits.argmax(-1) == guesses.argmax(-1)).sum().item()
-    target, draft, same = sums / (rows * length)
-    return {"target": round(target, 4), "draft": round(draft, 4), "agreement": round(same, 4)}
+            logits = run.model(piece[:, :-1]).logits.flatten(0, 1).float()
+            taught = run.teacher(piece[:, :-1]).logits.flatten(0, 1) if run.teacher else logits
+        loss += functional.cross_entropy(logits, piece[:, 1:].flatten(), reduction="sum").item()
+        same += (logits.argmax(-1) == taught.argmax(-1)).sum().item()
+    count = rows * length
+    return {"loss": round(loss / count, 4), "agreement": round(same / count, 4)}
 
 
 class Log:
     """A line of JSON per record, and a bar for whoever watches."""
 
-    def __init__(self, path: Path, minutes: float, quiet: bool) -> None:
+    def __init__(self, path: Path, model: str, minutes: float, quiet: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.model = model
         self.file = path.open("a", buffering=1, encoding="utf-8")
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=console, disable=quiet)
-        self.task = self.bar.add_task("starting", total=minutes * 60)
+        self.task = self.bar.add_task(model, total=minutes * 60)
+
+    def __enter__(self) -> Log:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        self.file.close()
 
     def write(self, **record: Any) -> None:
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(json.dumps({"model": self.model, **record}) + "\n")
 
     def show(self, seconds: float, text: str) -> None:
         self.bar.update(self.task, completed=seconds, description=text)
@@ -479,44 +557,41 @@ class Log:
 
 @dataclass
 class Averages:
-    """Losses since the last log line."""
+    """Loss and speed since the last log line."""
 
-    target: float = 0.0
-    draft: float = 0.0
+    loss: float = 0.0
     tokens: int = 0
     steps: int = 0
     since: float = 0.0
 
-    def add(self, losses: tuple[Tensor, Tensor], tokens: int) -> None:
-        self.target += losses[0].item()
-        self.draft += losses[1].item()
+    def add(self, loss: Tensor, tokens: int) -> None:
+        self.loss += loss.item()
         self.tokens += tokens
         self.steps += 1
 
     def record(self) -> dict[str, float]:
         rate = self.tokens / max(1e-9, time.monotonic() - self.since)
-        means = {"target": self.target / self.steps, "draft_distill": self.draft / self.steps}
-        return {key: round(value, 4) for key, value in means.items()} | {"tokens_per_s": round(rate)}
+        return {"loss": round(self.loss / self.steps, 4), "tokens_per_s": round(rate)}
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train until the time budget is spent, then export."""
+    """Train the target, then the draft, each until its time is spent; then export."""
     tokenizer, stream, heldout = prepare(args.state / "data")
-    run = Run(pick_device(args.device), args.precision, args.compile)
-    folder = args.state / args.run
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        run.load(checkpoint)
-    log = Log(folder / "log.jsonl", args.minutes, args.quiet)
-    log.write(event="start", **asdict(run.done), stream=len(stream))
-    with log.bar, stop_on_signal() as stopped:
-        finished = train_loop(run, Batches(stream, run.device), heldout, log, args, stopped)
-    run.save(checkpoint)
-    if not finished:
-        return
-    log.write(event="end", **asdict(run.done), heldout=heldout_losses(run, heldout, rows=64))
-    export(run.target, tokenizer, args.out / "target")
-    export(run.draft, tokenizer, args.out / "draft")
+    target, draft = Run("target", TARGET, args), Run("draft", DRAFT, args)
+    draft.teacher = target.model
+    minutes = {"target": args.minutes, "draft": args.draft_minutes}
+    with stop_on_signal() as stopped:
+        for run in (target, draft):
+            run.load()
+            if run is draft and run.done.step == 0:
+                seed_copying(run.model, torch.from_numpy(stream[: 64 * 256].astype(np.int64)).view(64, 256))
+            batches = Batches(stream, run.shape.windows_per_step, run.device)
+            with Log(args.state / args.run / "log.jsonl", run.name, minutes[run.name], args.quiet) as log:
+                finished = train_loop(run, batches, heldout, log, args, minutes[run.name] * 60, stopped)
+            if not finished:
+                return
+    export(target.model, tokenizer, args.out / "target")
+    export(draft.model, tokenizer, args.out / "draft")
 
 
 def train_loop(
@@ -525,17 +600,19 @@ def train_loop(
     heldout: np.ndarray,
     log: Log,
     args: argparse.Namespace,
+    budget: float,
     stopped: list[int],
 ) -> bool:
     """Steps until time is up (true) or a signal came (false)."""
-    budget, done = args.minutes * 60, run.done
+    done = run.done
+    log.write(event="start", **asdict(done))
     last = saved = checked = time.monotonic()
     averages = Averages(since=last)
-    while done.seconds < budget:
-        if stopped:
-            return False
-        inputs, labels = batches.at(done.step)
-        averages.add(run.step(inputs, labels, rate_at(done.seconds / budget)), inputs.numel())
+    while done.seconds < budget and not stopped:
+        part = done.seconds / budget
+        repeats = run.teacher is not None and part < RECIPE.repeat_until
+        inputs, labels = batches.at(done.step, repeats)
+        averages.add(run.step(inputs, labels, part), inputs.numel())
         now = time.monotonic()
         done.step += 1
         done.tokens += inputs.numel()
@@ -544,15 +621,17 @@ def train_loop(
         if done.step % args.log_every == 0:
             record = averages.record()
             log.write(**asdict(done), **record)
-            log.show(done.seconds, f"step {done.step}  loss {record['target']:.3f}")
+            log.show(done.seconds, f"{run.name}  step {done.step}  loss {record['loss']:.3f}")
             averages = Averages(since=now)
         if now - checked > args.eval_seconds:
-            log.write(**asdict(done), heldout=heldout_losses(run, heldout))
-            checked = averages.since = time.monotonic()
+            log.write(**asdict(done), heldout=heldout_figures(run, heldout))
+            checked = time.monotonic()
         if now - saved > args.save_seconds:
-            run.save(args.state / args.run / "checkpoint.pt")
+            run.save()
             saved = time.monotonic()
-    return True
+    run.save()
+    log.write(event="end", **asdict(done), heldout=heldout_figures(run, heldout, rows=32))
+    return done.seconds >= budget
 
 
 @contextlib.contextmanager
@@ -569,6 +648,7 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 
 def pick_device(name: str) -> torch.device:
+    """The device asked for; `auto` takes CUDA where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -589,25 +669,49 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Pa
     )
     copy.half().save_pretrained(path)
     tokenizer.save_pretrained(path, save_jinja_files=False)
+    settle_tokenizer_config(path / "tokenizer_config.json")
+    for file in path.iterdir():
+        file.chmod(0o644)
+
+
+def settle_tokenizer_config(path: Path) -> None:
+    """Name things the way that transformers 4 and 5 both read."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("backend", None)
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", list(SPECIAL[1:]))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["add_bos_token"] = config["add_eos_token"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 # --- records beside the models --------------------------------------------------------------
 
 
 def heldout_prompt(document: Document, node: ast.FunctionDef, tokenizer: Any) -> str | None:
-    """Whole lines that end after a function's docstring (or its head), 40 to 120 tokens."""
+    """Whole lines up to a function's docstring or its first line, 40 to 120 tokens."""
     lines = document.text.splitlines()
-    end = node.body[0].end_lineno or node.lineno
-    if end - node.lineno > 6:
-        end = node.body[0].lineno
+    docstring = node.body[0]
+    end = docstring.end_lineno or docstring.lineno
+    if end - docstring.lineno > 3:
+        end = docstring.lineno
     for start in range(node.lineno - 1, max(-1, node.lineno - 25), -1):
+        if not lines[start].strip().startswith(("def ", "class ", "@", "import ", "from ")):
+            continue
         text = textwrap.dedent("\n".join(lines[start:end])).rstrip()
         count = len(tokenizer.encode(text))
-        if count > 120:
-            return None
-        if count >= 40 and (start == 0 or not lines[start - 1].strip()):
+        if 40 <= count <= 120 and parses_so_far(text):
             return text
     return None
+
+
+def parses_so_far(text: str) -> bool:
+    """Whether the text can be the start of a module, once its open docstring is closed."""
+    indent = " " * (len(text.splitlines()[-1]) - len(text.splitlines()[-1].lstrip()))
+    for ending in ("", '"""', "'''"):
+        with contextlib.suppress(SyntaxError):
+            ast.parse(f"{text}{ending}\n{indent}pass\n")
+            return True
+    return False
 
 
 def heldout_prompts(documents: list[Document], tokenizer: Any, limit: int = 24) -> list[dict[str, str]]:
@@ -619,8 +723,7 @@ def heldout_prompts(documents: list[Document], tokenizer: Any, limit: int = 24) 
         prompts = dict.fromkeys(heldout_prompt(document, node, tokenizer) for node in nodes)
         kept = [prompt for prompt in prompts if prompt][:3]
         found += [
-            (turn, document.is_test, {"file": document.name, "prompt": prompt})
-            for turn, prompt in enumerate(kept)
+            (turn, document.is_test, {"file": document.name, "prompt": prompt}) for turn, prompt in enumerate(kept)
         ]
     found.sort(key=lambda item: (item[1], item[0], item[2]["file"]))
     return [record for _, _, record in found[:limit]]
@@ -648,15 +751,15 @@ def write_records(out: Path) -> None:
 
 
 @torch.no_grad()
-def full_losses(target: Any, draft: Any, stream: np.ndarray, length: int, limit: int) -> dict[str, float]:
-    """Losses, greedy agreement and expected sampled acceptance over a token stream."""
+def window_losses(target: Any, draft: Any, stream: np.ndarray, length: int, limit: int) -> dict[str, float]:
+    """Losses, greedy agreement and expected sampled acceptance on evenly spread windows."""
     count = min(limit, len(stream) - 1) // length
     sums, total = np.zeros(4), count * length
-    for index in range(count):
-        piece = torch.from_numpy(stream[index * length : (index + 1) * length + 1].astype(np.int64))
+    for start in np.linspace(0, len(stream) - length - 1, count).astype(int):
+        piece = torch.from_numpy(stream[start : start + length + 1].astype(np.int64))
         logits, guesses = target(piece[None, :-1]).logits[0], draft(piece[None, :-1]).logits[0]
-        sums[0] += F.cross_entropy(logits, piece[1:], reduction="sum").item()
-        sums[1] += F.cross_entropy(guesses, piece[1:], reduction="sum").item()
+        sums[0] += functional.cross_entropy(logits, piece[1:], reduction="sum").item()
+        sums[1] += functional.cross_entropy(guesses, piece[1:], reduction="sum").item()
         sums[2] += (logits.argmax(-1) == guesses.argmax(-1)).sum().item()
         sums[3] += torch.minimum(logits.softmax(-1), guesses.softmax(-1)).sum().item()
     target_loss, draft_loss, same, sampled = (float(value) for value in sums / total)
@@ -714,10 +817,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     prompts = [tokenizer.encode(record["prompt"]) for record in records]
     result: dict[str, Any] = {
         "parameters": {"target": target.num_parameters(), "draft": draft.num_parameters()},
-        "train": full_losses(target, draft, train_stream, 1024, 100_000),
-        "heldout_256": full_losses(target, draft, heldout, 256, args.eval_tokens),
-        "heldout_1024": full_losses(target, draft, heldout, 1024, args.eval_tokens),
-        "heldout_2048": full_losses(target, draft, heldout, 2048, args.eval_tokens),
+        "train": window_losses(target, draft, train_stream, 1024, 100_000),
+        "heldout_256": window_losses(target, draft, heldout, 256, 100_000),
+        "heldout_1024": window_losses(target, draft, heldout, 1024, args.eval_tokens),
+        "heldout_2048": window_losses(target, draft, heldout, 2048, 100_000),
+        "acceptance_first_16": acceptance(target, draft, prompts, ahead=4, count=16),
         "acceptance": acceptance(target, draft, prompts, ahead=4, count=64),
     }
     return result
@@ -727,8 +831,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=90.0, help="training time in all")
+    parser.add_argument("--minutes", type=float, default=72.0, help="the target's training time")
+    parser.add_argument("--draft-minutes", type=float, default=15.0, help="the draft's training time")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -747,6 +853,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Prepare, train or evaluate."""
     args = parse()
     torch.set_num_threads(args.threads)
     if args.evaluate:
