@@ -310,8 +310,8 @@ def test_a_round_may_follow_its_open_at_once() -> None:
     run(main())
 
 
-def test_rejection_sampling_without_q_is_refused() -> None:
-    """With it the draft is verified."""
+def test_rejection_sampling_takes_drafts_with_and_without_q() -> None:
+    """A drafter that draws from nothing (n-gram) has no q: its tokens count as proposed for certain."""
 
     async def main() -> None:
         async with desk() as it:
@@ -319,11 +319,13 @@ def test_rejection_sampling_without_q_is_refused() -> None:
             await device.opened(5, generation(temperature=1.0, rule=AcceptanceRule.REJECTION))
             plain = draft(1, PROMPT, 2)
             device.ask(5, plain)
-            (error,) = device.bodies()
-            assert error.code == pb.ERROR_CODE_PROTOCOL
-            assert "distribution q" in error.message
-            with_q = [replace(one, distribution=SparseDistribution((one.token,), (9,))) for one in plain.tokens]
-            device.ask(5, replace(plain, round=2, tokens=tuple(with_q)))
+            await asyncio.sleep(1.1 * STEP_TIME)
+            (verdict,) = device.bodies()
+            assert isinstance(verdict, pb.Verdict)
+            assert verdict.num_verified == 2
+            again = draft(2, (*PROMPT, *range(verdict.num_accepted + 1)), 2)
+            with_q = [replace(one, distribution=SparseDistribution((one.token,), (9,))) for one in again.tokens]
+            device.ask(5, replace(again, tokens=tuple(with_q)))
             await asyncio.sleep(1.1 * STEP_TIME)
             assert isinstance(device.bodies()[0], pb.Verdict)
 

@@ -179,9 +179,6 @@ class ServerSession:
             f"round {request.round} continues a history of {request.num_committed} tokens, but the server has "
             f"{self.num_tokens}: open the session again with the whole history",
         )
-        if isinstance(request, DraftRequest) and self.request.sampling.by_rejection:
-            complete = all(drafted.distribution is not None for drafted in request.tokens)
-            _require(complete, "rejection sampling needs the distribution q of every drafted token")
 
     def _submit(self, running: _Running, arrival: float) -> None:
         request = running.request
