@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -49,9 +50,12 @@ async def test_the_command(tmp_path: Path) -> None:
     await server.stop(0.0)
 
 
-async def test_responses_that_outlast_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They get some time to finish, then an error in the API's form, not a connection that is cut."""
-    monkeypatch.setattr("wisp.edge.app.SHUTDOWN_TIMEOUT", 0.1)
+@pytest.mark.parametrize("forced", [False, True])
+async def test_responses_that_outlast_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool) -> None:
+    """They get some time to finish, then an error in the API's form; a second interrupt only takes their time away."""
+    monkeypatch.setattr("wisp.edge.app.SHUTDOWN_TIMEOUT", 30.0 if forced else 0.1)
+    if forced:
+        monkeypatch.setattr("uvicorn.Server._wait_tasks_to_complete", AsyncMock())
     going, hold = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 

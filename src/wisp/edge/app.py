@@ -157,6 +157,9 @@ class _DeviceServer(uvicorn.Server):
         finally:
             ending.cancel()
             await asyncio.gather(ending, return_exceptions=True)
+        await self._device.connection.close()
+        if self.server_state.tasks:  # the wait was cut short: let them say their last words
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_TIMEOUT)
 
     async def _end_responses(self) -> None:
         await asyncio.sleep(SHUTDOWN_TIMEOUT)
