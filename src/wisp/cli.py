@@ -67,6 +67,13 @@ def serve(
         float, typer.Option(help="Seconds until a vanished device's sessions are forgotten.")
     ] = 600.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running rounds get after SIGTERM.")] = 30.0,
+    scheduler: Annotated[
+        str, typer.Option(help="fcfs: first come, first served; slo: by deadline and worth, with admission control.")
+    ] = "fcfs",
+    profile: Annotated[
+        Path | None, typer.Option(help="From `wisp calibrate`, for slo; default: measured at the start.")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure at the start; otherwise learn from scratch.")] = True,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private CA and the token live.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="Own TLS certificate chain (PEM).")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
@@ -106,6 +113,9 @@ def serve(
         max_draft_tokens=max_draft_tokens,
         idle_timeout=idle_timeout,
         drain_timeout=drain_timeout,
+        scheduler=scheduler,
+        profile=profile,
+        calibrate=calibrate,
     )
     raise typer.Exit(run(config, json_output=json_output))
 
@@ -124,7 +134,7 @@ def edge(
     ] = None,
     stop_rule: Annotated[str, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}.")] = "fixed",
     stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
-    predictor: Annotated[Path | None, typer.Option(help="Predictor file of the pair: for predicted and price.")] = None,
+    predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,
     rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",
     slo: Annotated[str | None, typer.Option(help="SLO class of requests that name none.")] = None,
     token: Annotated[str | None, typer.Option(envvar="WISP_TOKEN", help="Credential for the server.")] = None,
@@ -193,7 +203,7 @@ def demo(
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help="Target model: a folder or a hub name.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for `wisp serve --profile`.")],
     seconds: Annotated[float, typer.Option(min=1.0, help="Time for the measurements.")] = 60.0,
     shapes: Annotated[int, typer.Option(min=32, help="Batch shapes to measure.")] = 140,
     repeats: Annotated[int, typer.Option(min=2, help="Times that each is measured.")] = 5,

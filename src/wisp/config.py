@@ -43,6 +43,7 @@ class ModelConfig:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
 
+SCHEDULERS = ("fcfs", "slo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
 
@@ -86,6 +87,11 @@ class ServerConfig:
     """Seconds after which a session whose device has gone is forgotten."""
     drain_timeout: float = 30.0
     """Seconds that running rounds get after SIGTERM."""
+    scheduler: str = "fcfs"
+    profile: Path | None = None
+    """What `wisp calibrate` wrote, for the SLO-aware scheduler; None: batch times are measured at the start."""
+    calibrate: bool = True
+    """False: without a profile, begin with rough batch times and learn from the batches that run."""
     slo_classes: tuple[SLO, ...] = DEFAULT_SLO_CLASSES
     default_slo: str = "normal"
 
@@ -96,6 +102,8 @@ class ServerConfig:
         _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
         _require(self.idle_timeout > 0.0, f"idle_timeout must be positive, not {self.idle_timeout}")
         _require(self.drain_timeout >= 0.0, f"drain_timeout must not be negative, not {self.drain_timeout}")
+        _require(self.scheduler in SCHEDULERS, f"scheduler must be fcfs or slo, not {self.scheduler!r}")
+        _require(self.profile is None or self.scheduler == "slo", "a profile is of use to the slo scheduler only")
         known = [slo.name for slo in self.slo_classes]
         _require(self.default_slo in known, f"default_slo must be one of {', '.join(known)}, not {self.default_slo!r}")
 
@@ -122,7 +130,7 @@ class EdgeConfig:
     stop_threshold: float | None = None
     """Of confidence, predicted and entropy; None: the rule's own, or the predictor's."""
     predictor: Path | None = None
-    """Predictor file of the pair (formats/predictor.py)."""
+    """What `wisp train` made for the pair."""
     token: str | None = None
     ca: Path | None = None
     """PEM file of the CA to trust."""

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.policy import test_scheduler, test_session
+from tests.policy import test_scheduler, test_session, test_slo_aware
 
 
 def _forbidden(*_: object, **__: object) -> None:
@@ -23,5 +23,6 @@ def test_policy_runs_without_a_clock_or_chance(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(np.random, "random", _forbidden)
     test_scheduler.test_a_long_prompt_is_prefilled_in_chunks()
     test_scheduler.test_the_longest_idle_session_is_evicted_first()
+    test_slo_aware.test_tails_that_are_not_worth_their_price_are_cut()
     test_session.test_rounds_are_recorded_for_the_accounting()
     test_session.test_the_playback_deadline_follows_the_first_token()

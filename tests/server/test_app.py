@@ -17,7 +17,8 @@ from tests.server.device import PROMPT, config, connected, decode, generation
 from wisp.engines.base import TargetEngine
 from wisp.errors import ConfigError
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
-from wisp.server.app import check_address, max_history, scheduler_limits, start_server
+from wisp.server.app import check_address, max_history, start_server
+from wisp.server.scheduling import scheduler_limits
 from wisp.types import Batch, WaitUntil
 
 SCRIPT = """

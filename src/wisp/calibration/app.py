@@ -72,7 +72,9 @@ def run_calibrate(config: CalibrateConfig) -> int:
         sys.stdout.write(json.dumps(summary(found, config.out)) + "\n")
     else:
         Console().print(_table(found))
-        Console(stderr=True).print(f"Written to {config.out}", soft_wrap=True)
+        Console(stderr=True).print(
+            f"Written to {config.out}: wisp serve --scheduler slo --profile {config.out}", soft_wrap=True
+        )
     return 0
 
 

@@ -73,6 +73,10 @@ class Scheduler(Protocol):
         """The next batch, for an engine that is free; or until when to wait for one."""
         ...
 
+    def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
+        """Learn from a batch that is done: the seconds it took, and how many tokens it committed."""
+        ...
+
     def evictions(self) -> tuple[SessionId, ...]:
         """Sessions whose cache has to be dropped before the batch that was just scheduled runs."""
         ...
@@ -124,6 +128,9 @@ class FCFSScheduler:
         for member in members:
             self._take(member)
         return Batch(tuple(members))
+
+    def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
+        """Nothing to learn: the order of arrival is all that counts."""
 
     def evictions(self) -> tuple[SessionId, ...]:
         evicting, self._evicting = self._evicting, ()

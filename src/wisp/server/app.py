@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -21,12 +21,14 @@ from wisp.config import ServerConfig
 from wisp.engines.base import ModelCard, TargetEngine
 from wisp.errors import ConfigError
 from wisp.logs import log_to_stderr, logger
-from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+from wisp.policy.scheduler import FCFSScheduler, Scheduler
+from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
 from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry
+from wisp.server.scheduling import build_scheduler, scheduler_limits
 from wisp.server.security import Protection, edge_command, protect, reachable
 from wisp.server.service import VerifierService
 
@@ -58,18 +60,6 @@ def build_engine(config: ServerConfig) -> TargetEngine:
     options = LoadOptions.of(config.target)
     options = replace(options, max_sequences=max(options.max_sequences, config.max_sessions))
     return TransformersTarget.load(config.target.model, options)
-
-
-def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:
-    """What a batch may hold on this engine."""
-    return SchedulerLimits(
-        max_sessions=config.max_sessions,
-        max_batch_requests=config.max_batch_requests,
-        max_batch_tokens=config.max_batch_tokens,
-        max_prefill_tokens=config.max_prefill_tokens,
-        kv_capacity_tokens=engine.kv_capacity_tokens,
-        kv_page_tokens=engine.kv_page_tokens,
-    )
 
 
 def max_history(engine: TargetEngine) -> int:
@@ -183,8 +173,9 @@ def serve(config: ServerConfig, *, json_output: bool) -> int:
     log.info("loading", model=config.target.model)
     engine = build_engine(config)
     try:
+        scheduler = build_scheduler(engine, config)
         with asyncio.Runner(loop_factory=_fast_event_loop()) as runner:
-            return runner.run(_serve(engine, config, protection, json_output=json_output))
+            return runner.run(_serve(engine, scheduler, config, protection, json_output=json_output))
     finally:
         engine.shutdown()
 
@@ -211,11 +202,13 @@ def check_address(config: ServerConfig) -> None:
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
 
 
-async def _serve(engine: TargetEngine, config: ServerConfig, protection: Protection, *, json_output: bool) -> int:
+async def _serve(
+    engine: TargetEngine, scheduler: Scheduler, config: ServerConfig, protection: Protection, *, json_output: bool
+) -> int:
     told = asyncio.Event()
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    running = await start_server(engine, config, protection=protection)
+    running = await start_server(engine, config, scheduler=scheduler, protection=protection)
     _announce(running, engine, config, json_output=json_output)
     failed = asyncio.create_task(running.failed())
     stopping = asyncio.create_task(told.wait())
@@ -231,6 +224,8 @@ async def _serve(engine: TargetEngine, config: ServerConfig, protection: Protect
     stopping.cancel()
     failed.cancel()
     await asyncio.gather(stopping, failed, return_exceptions=True)
+    if isinstance(scheduler, SLOAwareScheduler):
+        log.info("batch times", **asdict(scheduler.estimator.errors))
     log.info("stopped")
     return 1 if broken is not None else 0
 

@@ -291,6 +291,8 @@ class VerificationLoop:
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return
+        num_committed = sum(outcome.num_accepted + (outcome.next_token is not None) for outcome, _ in result)
+        self._scheduler.observe(batch, started + elapsed, elapsed, num_committed)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)
         for member, resident, (outcome, _) in zip(batch.members, residents, result, strict=True):

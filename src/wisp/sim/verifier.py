@@ -176,6 +176,8 @@ class Verifier:
         self._busy, self._woken = False, True
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
+        num_committed = sum(outcome.num_committed for outcome in outcomes if outcome is not None)
+        self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
         for member, outcome in zip(batch.members, outcomes, strict=True):
             if outcome is not None and member.num_verified is not None:
                 hints = Hints(started - member.request.arrival, elapsed, self.scheduler.prices())

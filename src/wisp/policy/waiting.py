@@ -1,0 +1,121 @@
+"""The requests that wait, in the orders that a scheduler asks for: by arrival, by deadline, by density.
+
+Heaps are kept as requests come and go, so that a batch costs what it takes, not what waits. Equals leave in the order
+of their arrival.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from wisp.types import SessionId, VerificationRequest
+
+_Entry = tuple[float, int, SessionId]
+
+
+class Order:
+    """Sessions in the order of a key, and of their arrival among equals."""
+
+    def __init__(self) -> None:
+        self._heap: list[_Entry] = []
+        self._current: dict[SessionId, _Entry] = {}
+        self._out: list[_Entry] = []
+
+    def put(self, session_id: SessionId, key: float, place: int) -> None:
+        """Add a session, or move it."""
+        entry = self._current[session_id] = (key, place, session_id)
+        heappush(self._heap, entry)
+
+    def discard(self, session_id: SessionId) -> None:
+        """Take a session out."""
+        self._current.pop(session_id, None)
+
+    @property
+    def first_key(self) -> float:
+        """The smallest key of those that were not drained; inf: none."""
+        while self._heap and self._current.get(self._heap[0][2]) is not self._heap[0]:
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else inf
+
+    def drain(self, until: float = inf) -> Iterator[SessionId]:
+        """Sessions with keys up to `until`, in order; each comes once, until `put_back`."""
+        while self.first_key <= until and self._heap:
+            entry = heappop(self._heap)
+            self._out.append(entry)
+            yield entry[2]
+
+    def put_back(self) -> None:
+        """Return what was drained, as far as it still waits; tidy up."""
+        for entry in self._out:
+            if self._current.get(entry[2]) is entry:
+                heappush(self._heap, entry)
+        self._out.clear()
+        if len(self._heap) > 2 * len(self._current) + 64:
+            self._heap = list(self._current.values())
+            heapify(self._heap)
+
+
+class WaitingRequests:
+    """At most one request per session, with its density (committed tokens per second of engine time)."""
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
+        """In the order of arrival."""
+        self.num_tokens = 0
+        """Positions that they need, all together."""
+        self.late: OrderedDict[SessionId, None] = OrderedDict()
+        """The best-effort lane: those that cannot keep their deadline any more, in the order in which this was seen."""
+        self.by_deadline = Order()
+        self.by_density = Order()
+        self._places: dict[SessionId, int] = {}
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: VerificationRequest, density: float) -> None:
+        """Queue a request; a newer one of a session takes the older one's place away."""
+        self.remove(request.session_id)
+        self._arrivals += 1
+        self._places[request.session_id] = self._arrivals
+        self.by_deadline.put(request.session_id, request.deadline, self._arrivals)
+        self._set(request, density)
+
+    def update(self, request: VerificationRequest, density: float) -> None:
+        """Note that more, or less, of a request's history is cached; it keeps its place."""
+        self.num_tokens -= _num_tokens(self.requests[request.session_id])
+        self._set(request, density)
+
+    def remove(self, session_id: SessionId) -> None:
+        """Take a session's request out, if it has one."""
+        request = self.requests.pop(session_id, None)
+        if request is not None:
+            self.num_tokens -= _num_tokens(request)
+            self.by_deadline.discard(session_id)
+            self.by_density.discard(session_id)
+            self.late.pop(session_id, None)
+            del self._places[session_id]
+
+    def give_up(self, session_id: SessionId) -> None:
+        """Move a request to the best-effort lane."""
+        self.by_deadline.discard(session_id)
+        self.by_density.discard(session_id)
+        self.late[session_id] = None
+
+    def put_back(self) -> None:
+        """Return to their orders what was drained and still waits."""
+        self.by_deadline.put_back()
+        self.by_density.put_back()
+
+    def _set(self, request: VerificationRequest, density: float) -> None:
+        self.requests[request.session_id] = request
+        self.num_tokens += _num_tokens(request)
+        if request.session_id not in self.late:
+            self.by_density.put(request.session_id, -density, self._places[request.session_id])
+
+
+def _num_tokens(request: VerificationRequest) -> int:
+    return request.num_prefill_tokens + 1 + request.num_draft_tokens

@@ -1,0 +1,78 @@
+"""Which scheduler a server runs, and what it knows of its engine's batch times when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from wisp.calibration.sweep import SweepSettings
+from wisp.config import ServerConfig
+from wisp.engines.base import TargetEngine
+from wisp.errors import FormatError
+from wisp.formats.calibration import Calibration
+from wisp.logs import logger
+from wisp.policy.batch_time import BatchTimeModel
+from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+from wisp.policy.slo_aware import SLOAwareScheduler
+
+log = logger(__name__)
+
+AT_START = SweepSettings(
+    time_budget=14.0, num_shapes=48, repeats=3, max_requests=16, max_cached_tokens=1024, max_chunk_tokens=128
+)
+"""What a server measures before it takes devices: enough to begin with, the batches that run teach it the rest."""
+
+
+def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:
+    """What a batch may hold on this engine."""
+    return SchedulerLimits(
+        max_sessions=config.max_sessions,
+        max_batch_requests=config.max_batch_requests,
+        max_batch_tokens=config.max_batch_tokens,
+        max_prefill_tokens=config.max_prefill_tokens,
+        kv_capacity_tokens=engine.kv_capacity_tokens,
+        kv_page_tokens=engine.kv_page_tokens,
+    )
+
+
+def build_scheduler(engine: TargetEngine, config: ServerConfig) -> Scheduler:
+    """The scheduler that was asked for; the engine must be idle. Raises FormatError."""
+    return SCHEDULERS[config.scheduler](engine, config)
+
+
+def _fcfs(engine: TargetEngine, config: ServerConfig) -> Scheduler:
+    return FCFSScheduler(scheduler_limits(engine, config))
+
+
+def _slo(engine: TargetEngine, config: ServerConfig) -> Scheduler:
+    return SLOAwareScheduler(
+        scheduler_limits(engine, config), VerificationTimeEstimator(batch_time_model(engine, config))
+    )
+
+
+SCHEDULERS: Mapping[str, Callable[[TargetEngine, ServerConfig], Scheduler]] = {"fcfs": _fcfs, "slo": _slo}
+
+
+def batch_time_model(engine: TargetEngine, config: ServerConfig) -> BatchTimeModel:
+    """From the profile, measured now, or rough. Raises FormatError."""
+    card = engine.card
+    if config.profile is not None:
+        calibration = Calibration.load(config.profile)
+        calibration.require(card.model_id, card.dtype, card.device, path=config.profile)
+        return calibration.model
+    return _measured(engine) if config.calibrate else BatchTimeModel()
+
+
+def _measured(engine: TargetEngine) -> BatchTimeModel:
+    from wisp.calibration.app import calibrate
+
+    log.info("measuring batch times", seconds=AT_START.time_budget)
+    try:
+        found = calibrate(engine, AT_START)
+    except FormatError as error:
+        log.warning("batch times could not be measured, they will be learned", reason=str(error))
+        return BatchTimeModel()
+    log.info(
+        "batch times measured", shapes=len(found.samples), error=found.held_out.mean, repeat_error=found.repeats.mean
+    )
+    return found.model

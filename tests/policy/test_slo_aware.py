@@ -1,0 +1,365 @@
+"""The SLO-aware scheduler: whom it serves, when, how much of each, and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.estimator import EstimatorSettings, VerificationTimeEstimator
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
+from wisp.types import SLO, Admitted, Batch, Prices, RetryAfter, SessionDemand, VerificationRequest, WaitUntil
+
+MODEL = BatchTimeModel(fixed_s=1.0, per_token_s=0.0, per_token_above_ridge_s=0.25, ridge_tokens=8.0)
+"""Eight positions for a second, every further one a quarter of a second; filled at 12 positions, in 2 seconds."""
+EAGER = SLOAwareSettings(lazy_utilisation=2.0, max_age=inf)
+"""Waits for nobody."""
+LIMITS = SchedulerLimits(max_sessions=64, max_batch_requests=16, max_batch_tokens=64, max_prefill_tokens=16)
+
+
+def scheduler(
+    settings: SLOAwareSettings = EAGER, limits: SchedulerLimits = LIMITS, model: BatchTimeModel = MODEL
+) -> SLOAwareScheduler:
+    estimator = VerificationTimeEstimator(model, EstimatorSettings(initial_safety=0.0))
+    return SLOAwareScheduler(limits, estimator, settings)
+
+
+def request(
+    name: str, deadline: float = inf, draft: int = 3, prefill: int = 0, arrival: float = 0.0, **fields: object
+) -> VerificationRequest:
+    made = VerificationRequest(name, 1, 100 + prefill, 99, draft, arrival, deadline=deadline)
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+def names(decision: Batch | WaitUntil) -> list[str]:
+    assert isinstance(decision, Batch)
+    return [member.request.session_id for member in decision.members]
+
+
+def run(what: SLOAwareScheduler, decision: Batch | WaitUntil, now: float, committed: int = 8) -> float:
+    """Let a batch take the time it was estimated at; returns when it is done."""
+    assert isinstance(decision, Batch)
+    elapsed = what.estimator.predict(BatchShape.of(decision))
+    what.observe(decision, now + elapsed, elapsed, committed)
+    return now + elapsed
+
+
+# Order
+
+
+def test_urgent_requests_go_first_by_deadline() -> None:
+    """Whatever their arrival and their worth."""
+    what = scheduler()
+    for name, deadline in (("rich", inf), ("late", 3.0), ("later", 3.5)):
+        what.add(request(name, deadline, draft=7 if name == "rich" else 3, survival=(0.9,) * 3))
+    assert names(what.schedule(0.0)) == ["late", "later", "rich"]
+
+
+def test_the_others_go_by_density() -> None:
+    """Expected tokens per second of engine time, a prompt's prefill included."""
+    what = scheduler(limits=replace(LIMITS, max_batch_requests=2))
+    what.add(request("prompt", prefill=15, survival=(0.9, 0.9, 0.9)))
+    what.add(request("poor", survival=(0.1, 0.0, 0.0)))
+    what.add(request("rich", survival=(0.9, 0.8, 0.7)))
+    assert names(what.schedule(0.0)) == ["rich", "poor"]
+    assert names(what.schedule(0.0)) == ["prompt"]
+
+
+def test_nobody_joins_an_urgent_batch_who_would_make_it_late() -> None:
+    """The second would take the batch past the first one's deadline, without its draft too; it waits, and is in time."""
+    what = scheduler()
+    what.add(request("a", deadline=1.0, draft=7))
+    what.add(request("b", deadline=3.5, draft=7))
+    assert names(what.schedule(0.0)) == ["a"]
+    assert names(what.schedule(1.0)) == ["b"]
+
+
+def test_an_urgent_one_that_is_left_out_is_not_delayed_by_others() -> None:
+    """What is not urgent may join only if who is left out can still be in time."""
+    what = scheduler()
+    what.add(request("a", deadline=1.25, draft=8))
+    what.add(request("b", deadline=2.25, draft=8))
+    what.add(request("idle", draft=0))
+    assert names(what.schedule(0.0)) == ["a"]
+    assert names(what.schedule(1.25)) == ["b", "idle"]
+
+
+def test_what_cannot_be_in_time_any_more_makes_room() -> None:
+    """A hopeless request is served, but costs no one his deadline."""
+    what = scheduler()
+    what.add(request("hopeless", deadline=0.5, draft=7))
+    what.add(request("urgent", deadline=1.0, draft=7))
+    assert names(what.schedule(0.0)) == ["urgent"]
+    assert names(what.schedule(1.0)) == ["hopeless"]
+
+
+def test_the_oldest_goes_first_in_the_end() -> None:
+    """Ageing: under a stream of urgent requests everybody is served."""
+    what = scheduler(replace(EAGER, max_age=5.0))
+    what.add(request("poor", draft=8))
+    now, served = 0.0, []
+    while "poor" not in served and now < 20.0:
+        what.add(request(f"urgent {now}", deadline=now + 1.0, draft=7, arrival=now))
+        decision = what.schedule(now)
+        served += names(decision)
+        now = run(what, decision, now)
+    assert 5.0 <= now < 9.0
+
+
+# Time
+
+
+def test_an_underfilled_batch_waits_while_every_slack_allows() -> None:
+    """Until a request becomes urgent, has waited long enough, or the level is reached."""
+    what = scheduler(replace(EAGER, lazy_utilisation=-1.0, max_wait=3.0))
+    assert what.schedule(0.0) == WaitUntil()
+    what = lazy()
+    assert what.schedule(100.0) == WaitUntil()
+    what.add(request("a", arrival=100.0))
+    assert what.schedule(100.0) == WaitUntil(103.0)
+    what.add(request("b", deadline=106.5, arrival=100.0))
+    assert what.schedule(100.0) == WaitUntil(pytest.approx(102.5))
+    what.add(request("c", arrival=101.0))
+    assert names(what.schedule(101.0)) == ["a", "b", "c"]
+
+
+def lazy() -> SLOAwareScheduler:
+    """A scheduler that has been busy for a hundred seconds."""
+    what = scheduler(replace(EAGER, lazy_utilisation=0.5, max_wait=3.0))
+    now = 0.0
+    while now < 100.0:
+        what.add(request("busy", draft=3, arrival=now - 99.0))
+        now = run(what, what.schedule(now), now)
+    return what
+
+
+def test_the_times_it_names_are_kept() -> None:
+    """Asked at the time that it named, it dispatches."""
+    what = lazy()
+    what.add(request("a", arrival=100.0))
+    decision = what.schedule(100.0)
+    assert isinstance(decision, WaitUntil)
+    assert names(what.schedule(decision.time)) == ["a"]
+
+
+def test_an_idle_engine_waits_for_nobody() -> None:
+    """Saving its time would help no one."""
+    what = scheduler(replace(EAGER, lazy_utilisation=0.5))
+    what.add(request("a"))
+    assert names(what.schedule(0.0)) == ["a"]
+
+
+# How much
+
+
+def test_prompts_are_prefilled_in_chunks_inside_batches() -> None:
+    """And cut smaller where a deadline is near; the request keeps its place."""
+    what = scheduler()
+    what.add(request("prompt", prefill=30))
+    what.add(request("urgent", deadline=1.0, draft=3))
+    first = what.schedule(0.0)
+    assert isinstance(first, Batch)
+    assert [(member.num_prefill_tokens, member.num_verified) for member in first.members] == [(0, 3), (4, None)]
+    second, third = what.schedule(10.0), what.schedule(20.0)
+    assert isinstance(second, Batch)
+    assert isinstance(third, Batch)
+    assert [(member.num_prefill_tokens, member.num_verified) for member in second.members] == [(16, None)]
+    assert [(member.num_prefill_tokens, member.num_verified) for member in third.members] == [(10, 3)]
+
+
+def test_tails_that_are_not_worth_their_price_are_cut() -> None:
+    """Once the engine is busy; before, every position is free."""
+    survival = (0.9, 0.5, 0.05)
+    what = scheduler()
+    what.add(request("a", survival=survival))
+    decision = what.schedule(0.0)
+    assert isinstance(decision, Batch)
+    assert [member.num_verified for member in decision.members] == [3]
+    assert what.prices() == Prices()
+    busy = scheduler(replace(EAGER, max_age=inf))
+    now = 0.0
+    while now < 60.0:
+        for index in range(4):
+            busy.add(request(f"busy {index}", arrival=now))
+        now = run(busy, busy.schedule(now), now, committed=5)
+    assert 0.05 < busy.prices().per_position < 0.5
+    busy.add(request("a", survival=survival))
+    decision = busy.schedule(now)
+    assert isinstance(decision, Batch)
+    assert [member.num_verified for member in decision.members] == [2]
+
+
+# Who
+
+
+def test_admission_counts_sessions() -> None:
+    """As first come, first served does; one that is known may always come again."""
+    what = scheduler(limits=replace(LIMITS, max_sessions=2))
+    demands = [SessionDemand(name, 1, 1) for name in "abc"]
+    assert [what.admit(demand, 0.0) for demand in demands[:2]] == [Admitted()] * 2
+    refused = what.admit(demands[2], 0.0)
+    assert isinstance(refused, RetryAfter)
+    assert "all 2 sessions are taken" in refused.reason
+    assert what.admit(demands[0], 0.0) == Admitted()
+    what.release("a")
+    assert what.admit(demands[2], 0.0) == Admitted()
+
+
+def test_admission_keeps_the_promises_made() -> None:
+    """No more sessions than can be served at their speeds, by the estimate; the first one always starts."""
+    what = scheduler()
+    fast = SLO("fast", 1.0, 1.0)
+    answers = [what.admit(SessionDemand(str(index), 1, 1, fast), 0.0) for index in range(5)]
+    assert answers[:2] == [Admitted()] * 2
+    assert isinstance(answers[-1], RetryAfter)
+    assert "take all of its time" in answers[-1].reason
+    assert scheduler().admit(SessionDemand("a", 1, 1, replace(fast, tokens_per_s=99.0)), 0.0) == Admitted()
+
+
+def test_admission_keeps_within_the_cache() -> None:
+    """Counting what sessions may come to, a setting times."""
+    what = scheduler(limits=replace(LIMITS, kv_capacity_tokens=1000))
+    answers = [what.admit(SessionDemand(str(index), 600, 400), 0.0) for index in range(3)]
+    assert answers[:2] == [Admitted()] * 2
+    assert isinstance(answers[2], RetryAfter)
+    assert "take all of its KV cache" in answers[2].reason
+
+
+def test_evicted_waiting_requests_are_prefilled_anew() -> None:
+    """Idle sessions go first; a waiting one loses its cache, not its place."""
+    what = scheduler(limits=replace(LIMITS, kv_capacity_tokens=250, max_batch_requests=1))
+    what.cached("idle", 10, 0.0)
+    for name, deadline in (("a", 1.0), ("b", 90.0)):
+        what.cached(name, 120, 0.0)
+        what.add(request(name, deadline, num_history_tokens=121, num_cached_tokens=120, draft=7))
+    assert names(what.schedule(0.0)) == ["a"]
+    assert what.evictions() == ("idle",)
+    assert what.evictions() == ()
+    what.cached("a", 128, 1.0)
+    what.add(request("a", 2.0, num_history_tokens=129, num_cached_tokens=128, draft=3))
+    assert names(what.schedule(1.0)) == ["a"]
+    assert what.evictions() == ("b",)
+    what.cached("a", 130, 2.0)
+    decision = what.schedule(2.0)
+    assert isinstance(decision, Batch)
+    assert decision.members[0].num_prefill_tokens == LIMITS.max_prefill_tokens
+
+
+def test_a_cancelled_request_is_not_served() -> None:
+    """Nor is one of a session that ended."""
+    what = scheduler()
+    what.add(request("a"))
+    what.add(request("b"))
+    what.cancel("a")
+    what.release("b")
+    assert what.schedule(0.0) == WaitUntil()
+
+
+# Promises
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 30.0, inf]),  # time left
+        st.integers(0, 9),  # draft
+        st.sampled_from([0, 0, 0, 5, 40]),  # prefill
+        st.sampled_from([0.0, 0.0, 0.5, 2.0]),  # time since the last arrival
+    ),
+    min_size=1,
+    max_size=25,
+)
+Check = Callable[[SLOAwareScheduler, Batch, float], None]
+
+
+def serve(what: SLOAwareScheduler, shapes: list[tuple[float, int, int, float]], check: Check) -> list[str]:
+    """Drive a scheduler until everything is served; returns the order in which requests were answered."""
+    arrivals, at = [], 0.0
+    for index, (left, draft, prefill, gap) in enumerate(shapes):
+        at += gap
+        arrivals.append(
+            request(str(index), at + left, draft, prefill, at, num_cached_tokens=0, num_history_tokens=1 + prefill)
+        )
+    now, served = 0.0, []
+    for _ in range(500):
+        while arrivals and arrivals[0].arrival <= now:
+            what.add(arrivals.pop(0))
+        decision = what.schedule(now)
+        if isinstance(decision, WaitUntil):
+            now = min([decision.time, *(one.arrival for one in arrivals[:1])])
+            if now == inf:
+                break
+            continue
+        check(what, decision, now)
+        what.evictions()
+        for member in decision.members:
+            cached = member.request.num_cached_tokens + member.num_new_tokens
+            what.cached(member.request.session_id, cached, now)
+        served += [member.request.session_id for member in decision.members if member.completes]
+        now = run(what, decision, now)
+    return served
+
+
+def within_limits(what: SLOAwareScheduler, batch: Batch, now: float) -> None:
+    assert 0 < len(batch.members) <= LIMITS.max_batch_requests
+    assert batch.num_new_tokens <= LIMITS.max_batch_tokens
+    assert sum(member.num_prefill_tokens for member in batch.members) <= LIMITS.max_prefill_tokens
+    assert what._residency._total <= what._limits.kv_capacity_tokens
+
+
+@given(REQUESTS, st.booleans())
+def test_every_request_is_served_once_within_the_budgets(
+    shapes: list[tuple[float, int, int, float]], waits: bool
+) -> None:
+    """Hopeless, poor and patient ones included; equals in the order of their arrival."""
+    settings = SLOAwareSettings(lazy_utilisation=-1.0 if waits else 2.0)
+    what = scheduler(settings, replace(LIMITS, kv_capacity_tokens=120))
+    served = serve(what, shapes, within_limits)
+    assert sorted(served, key=int) == [str(index) for index in range(len(shapes))]
+    assert len(what._waiting) == 0
+    for shape in {shape for shape in shapes if shape[3] == 0.0}:
+        equals = [name for name in served if shapes[int(name)] == shape]
+        together = [name for name in equals if all(one[3] == 0.0 for one in shapes[: int(name) + 1])]
+        assert together == sorted(together, key=int)
+
+
+def nobody_is_made_to_miss(what: SLOAwareScheduler, batch: Batch, now: float) -> None:
+    time = what.estimator.upper(BatchShape.of(batch))
+    for member in batch.members:
+        alone = what.estimator.upper(BatchShape().plus(member.request.num_prefill_tokens + 1, 0))
+        left = member.request.deadline - now
+        if member.completes and alone <= left:
+            assert time <= left + 1e-9, (member, time)
+
+
+@given(REQUESTS)
+def test_no_member_makes_another_miss(shapes: list[tuple[float, int, int, float]]) -> None:
+    """Whoever could be in time alone is in time in the batch that he is put in."""
+    serve(scheduler(), shapes, nobody_is_made_to_miss)
+
+
+@pytest.mark.parametrize("left", [1.0, 3.0, 1000.0, inf])
+def test_a_batch_costs_what_it_takes_not_what_waits(left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates asked for: no more with a thousand waiting than with a hundred."""
+    counts = {}
+    for number in (100, 1000):
+        what = scheduler()
+        for index in range(number):
+            what.add(request(str(index), left, survival=(0.5, 0.4, index / number)))
+        asked = 0
+        predict = BatchTimeModel.predict
+
+        def count(self: BatchTimeModel, shape: BatchShape, predict: Callable[..., float] = predict) -> float:
+            nonlocal asked
+            asked += 1
+            return predict(self, shape)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(BatchTimeModel, "predict", count)
+            what.schedule(0.0)
+        counts[number] = asked
+    assert counts[1000] <= 2 * counts[100]
