@@ -134,7 +134,7 @@ def edge(
     ] = None,
     stop_rule: Annotated[str, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}.")] = "fixed",
     stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
-    predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,
+    predictor: Annotated[Path | None, typer.Option(help="Predictor file of the pair: for predicted and price.")] = None,
     rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",
     slo: Annotated[str | None, typer.Option(help="SLO class of requests that name none.")] = None,
     token: Annotated[str | None, typer.Option(envvar="WISP_TOKEN", help="Credential for the server.")] = None,
