@@ -139,6 +139,13 @@ def test_against_the_naive_reference(data: st.DataObject) -> None:
             row += 1
 
 
+def test_top_p_after_a_top_k_that_everybody_ties_for() -> None:
+    """All 23 ids survive top-k by a tie, the last of them too; 8 of them make up the mass that top-p asks for."""
+    params = SamplingParams(temperature=1.0, top_k=1, top_p=0.31731)
+    [row] = probabilities(torch.zeros(1, SIZE), [item(params, [0])])
+    assert (row > 0.0).sum() == 8
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(PARAMS, min_size=2, max_size=5), st.integers(0, 1000))
 def test_a_row_does_not_depend_on_its_neighbours(params: list[SamplingParams], seed: int) -> None:

@@ -197,7 +197,7 @@ def _truncated(logits: Tensor, settings: FloatArray, width: int) -> tuple[Tensor
     if by_p.any():
         mass = scaled.exp().mul_(keep)
         up_to = mass.cumsum(-1)
-        total = up_to[:, -1:]
+        total = up_to[:, -1:].clone()  # the sums are changed in place below
         if (open_ended := by_p & ~by_k).any():
             total = torch.where(_column(by_k, logits), total, _total_mass(logits, temperature, open_ended))
         keep &= up_to.sub_(mass) < total * _column(np.where(by_p, top_p, np.inf), logits)
