@@ -134,7 +134,7 @@ def edge(
     ] = None,
     stop_rule: Annotated[str, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}.")] = "fixed",
     stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
-    predictor: Annotated[Path | None, typer.Option(help="Predictor file of the pair: for predicted and price.")] = None,
+    predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,
     rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",
     slo: Annotated[str | None, typer.Option(help="SLO class of requests that name none.")] = None,
     token: Annotated[str | None, typer.Option(envvar="WISP_TOKEN", help="Credential for the server.")] = None,
@@ -256,6 +256,22 @@ def trace(
         prompts, output, target_model, draft_model, rule, temperature, top_p, seed, tokens, chain, batch, limit
     )
     raise typer.Exit(run_trace(config, json_output=json_output))
+
+
+@app.command()
+def train(
+    traces: Annotated[list[Path], typer.Argument(help="Files of `wisp trace`, all made in the same way.")],
+    output: Annotated[Path, typer.Option(help="The predictor's file, for `wisp edge --predictor`.")],
+    plot: Annotated[Path | None, typer.Option(help="Reliability and speeds as an SVG file.")] = None,
+    hidden: Annotated[list[int] | None, typer.Option(help="Width of a hidden layer (repeatable).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and the first weights.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Fit the predictor of accepted drafts, and compare stop rules on prompts that it has not seen."""
+    from wisp.training.train_command import TrainConfig, run_train
+
+    config = TrainConfig(tuple(traces), output, plot, tuple(hidden or (16, 16)), seed)
+    raise typer.Exit(run_train(config, json_output=json_output))
 
 
 @app.command()

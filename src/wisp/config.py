@@ -130,7 +130,7 @@ class EdgeConfig:
     stop_threshold: float | None = None
     """Of confidence, predicted and entropy; None: the rule's own, or the predictor's."""
     predictor: Path | None = None
-    """Predictor file of the pair (formats/predictor.py)."""
+    """What `wisp train` made for the pair."""
     token: str | None = None
     ca: Path | None = None
     """PEM file of the CA to trust."""

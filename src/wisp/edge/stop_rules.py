@@ -42,7 +42,7 @@ def check_predictor(trained: TrainedPredictor, engine: DraftEngine, target: Targ
         if expected != found:
             raise FormatError(
                 f"the predictor was trained for the pair {pair.target} and {pair.draft}, not for {target.model_id} and "
-                f"{engine.model_id}: the {what} should be {expected}, not {found}"
+                f"{engine.model_id}: the {what} should be {expected}, not {found}; make one with wisp trace and wisp train"
             )
 
 

@@ -30,7 +30,7 @@ class TrainedPredictor:
     threshold: float
     """Below which predicted rejection stops; tuned on prompts that the network was not fitted to."""
     report: dict[str, Any] = field(default_factory=dict)
-    """What was measured when it was trained."""
+    """What `wisp train` measured."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

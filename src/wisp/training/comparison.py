@@ -1,0 +1,114 @@
+"""Every stop rule on the same prompts and speeds: each tuned on the tuning prompts, reported on the test prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from wisp.formats.trace import TraceRecord
+from wisp.policy.controller import ConfidenceThreshold, EntropyRule, FixedLength, PredictedRejection, StopRule
+from wisp.policy.predictor import MlpPredictor
+from wisp.policy.price_aware import PriceAware
+from wisp.training.replay import Replayed, Speeds, ratio_interval, replay
+
+MAX_TOKENS = 12
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+CELLS = (
+    Speeds("fast drafts, slow rounds", draft_s=0.01, rtt_s=0.06, server_s=0.03),
+    Speeds("even", draft_s=0.025, rtt_s=0.04, server_s=0.02),
+    Speeds("slow drafts, fast rounds", draft_s=0.06, rtt_s=0.02, server_s=0.02),
+)
+
+Rules = Mapping[str, StopRule | None]
+"""By their settings; None: the oracle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rule in one cell, with the settings that were best on the tuning prompts."""
+
+    cell: str
+    rule: str
+    settings: str
+    tokens_per_s: float
+    accepted_share: float
+    drafted_per_token: float
+    """Drafted over committed tokens: what it costs the device."""
+    of_best_fixed: float
+    """Tokens per second over those of the best fixed K."""
+    low: float
+    high: float
+    """95 % interval of that ratio over the prompts."""
+
+
+def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
+    """The rules, each with the settings to choose from."""
+    predicted = {
+        f"{t}{', sent' if include else ''}": PredictedRejection(predictor, t, MAX_TOKENS, include_suspicious=include)
+        for t in THRESHOLDS
+        for include in (False, True)
+    }
+    return {
+        "best fixed K": {f"K = {k}": FixedLength(k) for k in range(1, MAX_TOKENS + 1)},
+        "plain decoding": {"K = 0": FixedLength(0)},
+        "confidence threshold": {str(t): ConfidenceThreshold(t, MAX_TOKENS) for t in THRESHOLDS},
+        "entropy": {str(t): EntropyRule(MAX_TOKENS, t) for t in THRESHOLDS},
+        "predicted rejection": predicted,
+        "price-aware, entropy": {"none": PriceAware(MAX_TOKENS)},
+        "price-aware, predictor": {"none": PriceAware(MAX_TOKENS, predictor)},
+        "oracle": {"knows rejections": None},
+    }
+
+
+def compare(
+    tune: Sequence[TraceRecord],
+    test: Sequence[TraceRecord],
+    predictor: MlpPredictor,
+    cells: Sequence[Speeds] = CELLS,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """The table; `advance` is called after each rule in each cell."""
+    rows = []
+    for cell in cells:
+        fixed: Replayed | None = None
+        for name, rules in candidates(predictor).items():
+            best = best_settings(tune, rules, cell)
+            found = replay(test, rules[best], cell)
+            fixed = fixed or found
+            rows.append(_row(cell, name, best, found, fixed))
+            advance()
+    return rows
+
+
+def best_settings(tune: Sequence[TraceRecord], rules: Rules, speeds: Speeds) -> str:
+    """The settings that give the most tokens per second."""
+    if len(rules) == 1:
+        return next(iter(rules))
+    return max(rules, key=lambda settings: replay(tune, rules[settings], speeds).rate)
+
+
+def fixed_lengths(test: Sequence[TraceRecord], speeds: Speeds) -> list[dict[str, float]]:
+    """Accepted share and tokens per second of every fixed K."""
+    found = [(k, replay(test, FixedLength(k), speeds)) for k in range(1, MAX_TOKENS + 1)]
+    return [{"k": k, "accepted_share": one.drafting.accepted_share, "tokens_per_s": one.rate} for k, one in found]
+
+
+def best_threshold(tune: Sequence[TraceRecord], predictor: MlpPredictor, speeds: Speeds) -> float:
+    """Of predicted rejection, the suspicious token withheld: what a predictor file recommends."""
+    rules = {str(t): PredictedRejection(predictor, t, MAX_TOKENS) for t in THRESHOLDS}
+    return float(best_settings(tune, rules, speeds))
+
+
+def _row(cell: Speeds, rule: str, settings: str, found: Replayed, fixed: Replayed) -> Row:
+    low, high = ratio_interval(found, fixed)
+    return Row(
+        cell=cell.name,
+        rule=rule,
+        settings=settings,
+        tokens_per_s=found.rate,
+        accepted_share=found.drafting.accepted_share,
+        drafted_per_token=found.drafting.num_drafted / max(sum(found.tokens), 1),
+        of_best_fixed=found.rate / fixed.rate,
+        low=low,
+        high=high,
+    )
