@@ -9,11 +9,16 @@ from wisp.edge.target import TargetInfo
 from wisp.engines.base import DraftEngine
 from wisp.errors import ConfigError, FormatError
 from wisp.formats.predictor import TrainedPredictor
-from wisp.policy.controller import ConfidenceThreshold, EntropyRule, FixedLength, PredictedRejection, StopRule
+from wisp.policy.controller import (
+    CONFIDENCE_THRESHOLD,
+    ENTROPY_THRESHOLD,
+    ConfidenceThreshold,
+    EntropyRule,
+    FixedLength,
+    PredictedRejection,
+    StopRule,
+)
 from wisp.policy.price_aware import PriceAware
-
-_CONFIDENCE = 0.5
-_ENTROPY = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,8 @@ def _or(threshold: float | None, otherwise: float) -> float:
 
 _RULES: Mapping[str, Callable[[StopTerms], StopRule]] = {
     "fixed": lambda terms: FixedLength(terms.max_tokens),
-    "confidence": lambda terms: ConfidenceThreshold(_or(terms.threshold, _CONFIDENCE), terms.max_tokens),
+    "confidence": lambda terms: ConfidenceThreshold(_or(terms.threshold, CONFIDENCE_THRESHOLD), terms.max_tokens),
     "predicted": _predicted,
-    "entropy": lambda terms: EntropyRule(terms.max_tokens, _or(terms.threshold, _ENTROPY)),
+    "entropy": lambda terms: EntropyRule(terms.max_tokens, _or(terms.threshold, ENTROPY_THRESHOLD)),
     "price": _price,
 }

@@ -78,6 +78,12 @@ class FixedLength(StopRule):
         return len(stats) < self.num_tokens
 
 
+CONFIDENCE_THRESHOLD = 0.5
+"""SLED's, where nothing else is asked for."""
+ENTROPY_THRESHOLD = 0.3
+"""Where the entropy rule's threshold begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConfidenceThreshold(StopRule):
     """Draft while the draft model's top probability is at least `threshold` (SLED), up to `max_tokens`."""
@@ -143,7 +149,7 @@ class EntropyRule(_StopWhenSuspicious):
     """Stop where the entropy of the draft's distribution bounds its acceptance too low; needs no training (AdaEDL)."""
 
     max_tokens: int
-    threshold: float = 0.3
+    threshold: float = ENTROPY_THRESHOLD
     weight: float = ENTROPY_WEIGHT
     """Of the entropy in the bound."""
     target_acceptance: float = 0.8

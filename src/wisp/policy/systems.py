@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from wisp.policy.controller import ConfidenceThreshold, FixedLength, PredictedRejection, StopRule
+from wisp.policy.controller import CONFIDENCE_THRESHOLD, ConfidenceThreshold, FixedLength, PredictedRejection, StopRule
 from wisp.policy.price_aware import PriceAware
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
 from wisp.types import DraftStats
@@ -37,7 +37,9 @@ SYSTEMS: Mapping[str, System] = {
     "fixed-1": System("one drafted token a round, first come first served", FixedLength(1), FCFSScheduler),
     "fixed-4": System("four drafted tokens a round, first come first served", FixedLength(4), FCFSScheduler),
     "sled-fcfs": System(
-        "SLED's confidence threshold, first come first served", ConfidenceThreshold(0.5, 8), FCFSScheduler
+        "SLED's confidence threshold, first come first served",
+        ConfidenceThreshold(CONFIDENCE_THRESHOLD, 8),
+        FCFSScheduler,
     ),
     "wisp-fcfs": System(
         "WISP's stop rule without its scheduler", PredictedRejection(StatedConfidence(), 0.5, 12), FCFSScheduler
