@@ -18,7 +18,7 @@ from tests.fakes import fake_card
 from tests.virtual_time import VirtualEngineTime, run
 from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import ServerBusy
-from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
 from wisp.policy.systems import SYSTEMS, System
 from wisp.protocol import frames
@@ -26,14 +26,13 @@ from wisp.protocol import wisp_pb2 as pb
 from wisp.server.loop import VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry, engine_id
 from wisp.server.stream import DeviceStream
-from wisp.sim.hardware import profiled
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.simulator import Simulation
 from wisp.sim.verifier import ServedSession
 from wisp.sim.workload import Lengths, Spread, Workload
 from wisp.types import SLO, Admitted, Batch, DecodeRequest, DraftRequest, RetryAfter, Verdict, WaitUntil
 
-PROFILE = BatchTimeProfile(fixed_s=0.02, per_token_s=0.0004, per_cached_token_s=1e-6, per_request_s=0.0003)
+BATCH_TIME = BatchTimeModel(fixed_s=0.02, per_token_s=0.0004, per_cached_s=1e-6, per_request_s=0.0003).predict
 NUM_BATCHES = 1000
 OWNER = "me"
 
@@ -137,7 +136,7 @@ class LiveVerifier:
 
 def _scenario(num_devices: int, **limits: int) -> Scenario:
     return Scenario(
-        profiled(PROFILE),
+        BATCH_TIME,
         num_devices=num_devices,
         fleet=Fleet(Spread(20.0, 200.0), rtt=Spread(0.005, 0.05), jitter=0.003, loss=0.02),
         workload=Workload(
@@ -174,7 +173,7 @@ async def _live(scenario: Scenario, system: System, until: float) -> list[Decisi
     scheduler = Recording(scenario.limits, [])
     engine_time, recorded = VirtualEngineTime(), {}
     card = replace(fake_card(context_length=1 << 20), vocabulary_size=1 << 20)
-    target = TimedTarget(card, RecordedOutputs(recorded), PROFILE, engine_time.sleep)
+    target = TimedTarget(card, RecordedOutputs(recorded), BATCH_TIME, engine_time.sleep)
     clock = asyncio.get_running_loop().time
     loop = VerificationLoop(target, scheduler, clock, engine_time)
     limits = RegistryLimits(

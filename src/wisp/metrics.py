@@ -6,9 +6,10 @@ tokens per second and a limit to the first token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.session import RoundRecord
 from wisp.types import SLO, Batch
 
@@ -155,10 +156,11 @@ class ServerCost:
         return self.engine_time / self.num_committed if self.num_committed else 0.0
 
 
-def verification_interference(batch: Batch, batch_time: Callable[[Batch], float]) -> list[float]:
+def verification_interference(batch: Batch, batch_time: BatchTime) -> list[float]:
     """V(B) - V({j}) of each request j that is verified in batch B: seconds that it waits for the others' tokens."""
-    together = batch_time(batch)
-    return [together - batch_time(Batch((member,))) for member in batch.members if member.completes]
+    together = batch_time(BatchShape.of(batch))
+    alone = [BatchShape.of(Batch((member,))) for member in batch.members if member.completes]
+    return [together - batch_time(shape) for shape in alone]
 
 
 def _token_time(record: RoundRecord) -> float:

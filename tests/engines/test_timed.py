@@ -1,4 +1,4 @@
-"""The emulated target: recorded verdicts, times of a profile."""
+"""The emulated target: recorded verdicts, times of a model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tests.fakes import fake_card
 from wisp.engines.base import StepMember, TargetEngine
 from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import EngineError, InvalidRequest
-from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.types import DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules
 
 PROMPT, OUTPUT = (1, 2, 3), (10, 11, 12, 13, 14)
-PROFILE = BatchTimeProfile(fixed_s=1.0, per_token_s=0.5, per_cached_token_s=0.25, per_request_s=4.0)
+BATCH_TIME = BatchTimeModel(1.0, 0.5, per_attended_s=0.125, per_cached_s=0.25, per_request_s=4.0).predict
 
 
 def _target(slept: list[float] | None = None) -> TargetEngine:
     times = [] if slept is None else slept
-    return TimedTarget(fake_card(), RecordedOutputs({PROMPT: OUTPUT}), PROFILE, times.append)
+    return TimedTarget(fake_card(), RecordedOutputs({PROMPT: OUTPUT}), BATCH_TIME, times.append)
 
 
 def _request(*output: int, max_tokens: int = 50, stop: frozenset[int] = frozenset()) -> GenerationRequest:
@@ -59,7 +59,7 @@ def test_stop_tokens_and_max_tokens_end_the_output_earlier() -> None:
     assert (outcome.num_accepted, outcome.next_token, outcome.finish_reason) == (2, None, FinishReason.STOP)
 
 
-def test_a_step_takes_the_time_of_the_profile() -> None:
+def test_a_step_takes_the_time_of_its_shape() -> None:
     """New and cached tokens and requests are those of the step."""
     slept: list[float] = []
     target = _target(slept)
@@ -67,7 +67,8 @@ def test_a_step_takes_the_time_of_the_profile() -> None:
     target.open("b", "me", _request(10))
     target.step([StepMember("a", 2), StepMember("b", 3, ())])
     target.step([StepMember("a", 0, _draft(10, 11)), StepMember("b", 0, ())])
-    assert slept == [PROFILE(6, 0, 2), PROFILE(4, 6, 2)]
+    shapes = [BatchShape.of_members([(2, 0), (4, 0)]), BatchShape.of_members([(3, 2), (1, 4)])]
+    assert slept == [BATCH_TIME(shape) for shape in shapes]
     assert target.card.emulated
 
 

@@ -17,7 +17,6 @@ from wisp.calibration import app as calibration
 from wisp.engines.base import StepOutcome
 from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import ConfigError, EngineError, FormatError
-from wisp.formats.profile import BatchTimeProfile
 from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
@@ -74,7 +73,6 @@ def test_wrong_combinations_are_refused() -> None:
 
 # Under contention
 
-TIMES = BatchTimeProfile(fixed_s=0.02, per_token_s=0.001)
 MODEL = BatchTimeModel(fixed_s=0.02, per_token_s=0.001)
 LIMITS = SchedulerLimits(kv_capacity_tokens=1 << 20)
 NUM_TALKERS, TALK_TOKENS, TOKENS_PER_S, STARTUP = 6, 120, 12.0, 0.3
@@ -93,7 +91,7 @@ class Fleet:
         engine_time = VirtualEngineTime()
         outputs: dict[tuple[int, ...], tuple[int, ...]] = {(1, who): (7,) * 500 for who in range(NUM_TALKERS)}
         outputs |= {(2, who, *(3,) * PROMPT_TOKENS): (7, 7) for who in range(NUM_READERS)}
-        target = TimedTarget(fake_card(), RecordedOutputs(outputs), TIMES, engine_time.sleep)
+        target = TimedTarget(fake_card(), RecordedOutputs(outputs), MODEL.predict, engine_time.sleep)
         self.clock = asyncio.get_running_loop().time
         self.loop = VerificationLoop(target, self.scheduler, self.clock, engine_time)
         task = asyncio.create_task(self.loop.run())

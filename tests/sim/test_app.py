@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.formats.test_calibration import CALIBRATION
 from wisp.errors import ConfigError
-from wisp.formats.profile import BatchTimeProfile
+from wisp.policy.batch_time import BatchShape
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.app import SimulationOptions, run_simulation, scenario_of
 from wisp.sim.hardware import MODELS
-from wisp.types import Batch
 
 QUICK = SimulationOptions(
     model="qwen3-8b",
@@ -78,7 +78,7 @@ def _row(time: int) -> dict[str, int]:
 
 def test_measured_profiles_and_models_on_disk_replace_the_built_in_ones(tmp_path: Path) -> None:
     """By path."""
-    BatchTimeProfile(0.5, 0.25).save(tmp_path / "profile.json")
+    CALIBRATION.save(tmp_path / "profile.json")
     config = tmp_path / "config.json"
     shape = MODELS["qwen3-8b"]
     keys = {
@@ -92,7 +92,9 @@ def test_measured_profiles_and_models_on_disk_replace_the_built_in_ones(tmp_path
     }
     config.write_text(json.dumps(keys))
     scenario = scenario_of(replace(QUICK, profile=tmp_path / "profile.json", model=str(config)))
-    assert scenario.batch_time(Batch(())) == 0.5
+    assert scenario.batch_time(BatchShape.of_members([(5, 100), (1, 7)])) == CALIBRATION.model.predict(
+        CALIBRATION.samples[0].shape
+    )
     assert scenario.limits.kv_capacity_tokens == scenario_of(QUICK).limits.kv_capacity_tokens
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from wisp.policy.batch_time import BatchShape
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import Interval, capacity, largest_passing, paired_ratio
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.workload import Lengths, Workload
-from wisp.types import SLO, Batch
+from wisp.types import SLO
 
 
 def _logged(limit: int) -> tuple[Callable[[int], bool], list[int]]:
@@ -58,7 +59,7 @@ def test_intervals_are_students() -> None:
 def test_capacity_is_where_the_server_is_full() -> None:
     """50 ms steps of one token for each of up to 4 sessions: 80 tokens/s, of which a session that is always on takes 10."""
 
-    def batch_time(_: Batch) -> float:
+    def batch_time(_: BatchShape) -> float:
         return 0.05
 
     scenario = Scenario(

@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 
 from wisp.errors import ConfigError, FormatError
-from wisp.formats.profile import BatchTimeProfile
-from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, profiled
-from wisp.types import Batch, BatchMember, VerificationRequest
+from wisp.policy.batch_time import BatchShape
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline
 
 MEASURED_LAYER = {1: 670e-6, 64: 744e-6, 128: 821e-6, 512: 1499e-6, 2048: 5397e-6}
 """Seconds of one layer's dense kernels of Qwen3-32B on an RTX PRO 6000 by tokens: LLMServingSim, commit 5daddb2."""
-
-
-def _batch(*shapes: tuple[int, int]) -> Batch:
-    """One member for each (cached tokens, draft tokens)."""
-    requests = [VerificationRequest(str(i), 1, cached + 1, cached, n, 0.0) for i, (cached, n) in enumerate(shapes)]
-    return Batch(tuple(BatchMember(request, 0, request.num_draft_tokens) for request in requests))
 
 
 @pytest.mark.parametrize(("num_tokens", "seconds"), MEASURED_LAYER.items())
@@ -49,13 +42,7 @@ def test_a_batch_costs_what_its_parts_cost() -> None:
     """Fixed and per-request time, matmuls of all positions, attention of all caches."""
     roofline = Roofline(GPUS["a100-80gb"], MODELS["qwen3-32b"], fixed_s=0.005, per_request_s=20e-6)
     expected = 0.00504 + roofline.matmul_time(5) + roofline.attention_time(3000, 1.0)
-    assert roofline(_batch((1000, 0), (2000, 3))) == pytest.approx(expected)
-
-
-def test_a_profile_is_a_hardware_model() -> None:
-    """Of new and cached tokens and requests."""
-    profile = BatchTimeProfile(0.5, 0.25, 0.125, 2.0)
-    assert profiled(profile)(_batch((8, 1), (4, 0))) == profile(3, 12, 2)
+    assert roofline(BatchShape.of_members([(1, 1000), (4, 2000)])) == pytest.approx(expected)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:

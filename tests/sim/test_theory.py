@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from wisp.policy.batch_time import BatchShape
 from wisp.policy.controller import FixedLength
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
 from wisp.policy.session import SessionSettings
@@ -18,13 +19,12 @@ from wisp.sim.acceptance import AcceptanceModel
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.simulator import Simulation, simulate
 from wisp.sim.workload import Lengths, Spread, TracedSession, Workload
-from wisp.types import Batch
 
 SERVICE_TIME = 0.02
 NUM_CUSTOMERS = 500
 
 
-def _constant(_: Batch) -> float:
+def _constant(_: BatchShape) -> float:
     return SERVICE_TIME
 
 

@@ -21,7 +21,6 @@ from wisp.bench.workload import NUM_SESSIONS, bare_card, bare_recording
 from wisp.config import ModelConfig, ServerConfig
 from wisp.engines.base import TargetEngine
 from wisp.engines.timed import TimedTarget
-from wisp.formats.profile import BatchTimeProfile
 from wisp.server.app import start_server
 from wisp.server.loop import BatchRecord
 
@@ -82,7 +81,7 @@ def real_target(model: str, account: Account) -> TargetEngine:
 
 def bare_target() -> TargetEngine:
     """An emulated target that answers at once."""
-    return TimedTarget(bare_card(), bare_recording(), BatchTimeProfile(0.0, 0.0), lambda _: None)
+    return TimedTarget(bare_card(), bare_recording(), lambda _: 0.0, lambda _: None)
 
 
 async def run(engine: TargetEngine, account: Account) -> None:

@@ -1,4 +1,4 @@
-"""TargetEngine without a model: verdicts from recorded outputs, durations from a hardware profile. Emulated.
+"""TargetEngine without a model: verdicts from recorded outputs, durations from a batch-time model. Emulated.
 
 At output position i of a prompt the target says trace[prompt][i]: a drafted token is accepted while it equals that.
 """
@@ -10,10 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
 from wisp.errors import EngineError, InvalidRequest
+from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.types import FinishReason, GenerationRequest, SessionId, TokenId
-
-BatchTime = Callable[[int, int, int], float]
-"""(new tokens, cached tokens, requests) -> seconds; formats/profile.py has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,11 @@ class TimedTarget:
 
     def step(self, members: Sequence[StepMember]) -> list[StepOutcome]:
         sessions = [self._sessions[member.session_id] for member in members]
-        num_new = sum(_num_new_tokens(member) for member in members)
-        num_cached = sum(session.num_cached for session in sessions)
+        sizes = [
+            (_num_new_tokens(member), session.num_cached) for session, member in zip(sessions, members, strict=True)
+        ]
         outcomes = [_advance(session, member) for session, member in zip(sessions, members, strict=True)]
-        self.sleep(self.batch_time(num_new, num_cached, len(members)))
+        self.sleep(self.batch_time(BatchShape.of_members(sizes)))
         return outcomes
 
     def evict(self, session_id: SessionId) -> None:

@@ -1,1 +1,1 @@
-"""What is written to disk: profiles of hardware, and later traces and predictors."""
+"""What is written to disk: calibrations, traces, predictors; and prompts that are read."""

@@ -12,7 +12,7 @@ Below the ridge a batch is bound by reading the weights and one more position co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wisp.types import Batch
@@ -35,10 +35,14 @@ class BatchShape:
     @classmethod
     def of_members(cls, members: Iterable[tuple[int, int]]) -> BatchShape:
         """From (new, cached) tokens of each member."""
-        shape = cls()
-        for num_new, num_cached in members:
-            shape = shape.plus(num_new, num_cached)
-        return shape
+        num_new = num_cached = num_requests = 0
+        num_attended = 0.0
+        for new, cached in members:
+            num_new += new
+            num_cached += cached
+            num_attended += new * (cached + new / 2)
+            num_requests += 1
+        return cls(num_new, num_attended, num_cached, num_requests)
 
     def plus(self, num_new: int, num_cached: int) -> BatchShape:
         """The shape with one more request."""
@@ -48,6 +52,10 @@ class BatchShape:
             self.num_cached + num_cached,
             self.num_requests + 1,
         )
+
+
+BatchTime = Callable[[BatchShape], float]
+"""Seconds that a batch of some shape takes: a hardware model, or `BatchTimeModel.predict`."""
 
 
 @dataclass(frozen=True, slots=True)

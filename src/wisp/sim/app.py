@@ -14,11 +14,11 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from wisp.errors import ConfigError
-from wisp.formats.profile import BatchTimeProfile
+from wisp.formats.calibration import Calibration
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.acceptance import AcceptanceModel
 from wisp.sim.capacity import Interval, capacity, paired_ratio
-from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, profiled
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline
 from wisp.sim.report import Report
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
@@ -81,14 +81,14 @@ def system_names(given: Sequence[str]) -> list[str]:
 def scenario_of(options: SimulationOptions) -> Scenario:
     """What the options describe. Raises ConfigError and FormatError."""
     hardware = Roofline(_choose("GPU", options.gpu, GPUS), _shape(options.model), options.weight_bits)
-    profile = None if options.profile is None else BatchTimeProfile.load(options.profile)
+    profile = None if options.profile is None else Calibration.load(options.profile)
     limits = replace(
         LIMITS,
         kv_capacity_tokens=hardware.kv_capacity_tokens,
         max_batch_requests=_at_least_1("max-batch", options.max_batch),
     )
     return Scenario(
-        batch_time=hardware if profile is None else profiled(profile),
+        batch_time=hardware if profile is None else profile.model.predict,
         num_devices=options.devices,
         fleet=Fleet(
             draft_speed=spread(options.draft_speed),

@@ -7,18 +7,14 @@ T(B) = fixed + sqrt((bytes of weights / bandwidth)^2 + (FLOPs of the matmuls / c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
 from typing import Any
 
 from wisp.errors import ConfigError, FormatError
-from wisp.formats.profile import BatchTimeProfile
-from wisp.types import Batch
-
-BatchTime = Callable[[Batch], float]
-"""Seconds that a batch takes."""
+from wisp.policy.batch_time import BatchShape
 
 KV_BYTES = 2
 """Of a key's or a value's element: KV caches are kept in 16 bits."""
@@ -168,24 +164,8 @@ class Roofline:
         flops = 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim * num_pairs
         return max(read, flops / (self.gpu.flops * self.attention_efficiency))
 
-    def __call__(self, batch: Batch) -> float:
+    def __call__(self, shape: BatchShape) -> float:
         """Seconds that a batch takes."""
-        num_tokens = num_cached = 0
-        num_pairs = 0.0
-        for member in batch.members:
-            new, cached = member.num_new_tokens, member.request.num_cached_tokens
-            num_tokens += new
-            num_cached += cached
-            num_pairs += new * (cached + 0.5 * new)
-        fixed = self.fixed_s + self.per_request_s * len(batch.members)
-        return fixed + self.matmul_time(num_tokens) + self.attention_time(num_cached, num_pairs)
-
-
-def profiled(profile: BatchTimeProfile) -> BatchTime:
-    """A measured profile as a hardware model."""
-
-    def batch_time(batch: Batch) -> float:
-        num_cached = sum(member.request.num_cached_tokens for member in batch.members)
-        return profile(batch.num_new_tokens, num_cached, len(batch.members))
-
-    return batch_time
+        fixed = self.fixed_s + self.per_request_s * shape.num_requests
+        attention = self.attention_time(shape.num_cached, shape.num_attended)
+        return fixed + self.matmul_time(shape.num_new) + attention

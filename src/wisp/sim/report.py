@@ -18,8 +18,8 @@ from wisp.metrics import (
     verification_interference,
     within_capacity,
 )
+from wisp.policy.batch_time import BatchTime
 from wisp.policy.session import RoundRecord, Session
-from wisp.sim.hardware import BatchTime
 from wisp.types import SLO, Batch
 
 UNLIMITED = SLO("none", 1e-9, float("inf"))

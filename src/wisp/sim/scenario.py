@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wisp.errors import ConfigError
+from wisp.policy.batch_time import BatchTime
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.session import SessionSettings
 from wisp.sim.device import Drafter
-from wisp.sim.hardware import BatchTime
 from wisp.sim.network import LinkModel
 from wisp.sim.workload import Spread, Workload
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.scheduler import Scheduler
 from wisp.sim.events import Events
-from wisp.sim.hardware import BatchTime
 from wisp.sim.script import Outcome, SessionScript
 from wisp.types import (
     Admitted,
@@ -168,7 +168,7 @@ class Verifier:
         for member in batch.members:
             self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
-        elapsed = self.batch_time(batch)
+        elapsed = self.batch_time(BatchShape.of(batch))
         self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, elapsed))
 
     def _done(self, job: tuple[Batch, float, float]) -> None:
