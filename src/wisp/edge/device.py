@@ -15,7 +15,7 @@ from wisp.edge.chat import ChatTemplate
 from wisp.edge.client import ServerConnection
 from wisp.edge.decode import Generation
 from wisp.edge.settings import Defaults, GenerationSettings
-from wisp.edge.stop_rules import StopTerms, make_stop_rule
+from wisp.edge.stop_rules import stop_rule
 from wisp.edge.target import TargetInfo
 from wisp.formats.predictor import TrainedPredictor
 from wisp.policy.controller import StopRule
@@ -86,7 +86,7 @@ class Device:
         name, threshold = settings.stop_rule or self.config.stop_rule, settings.stop_threshold
         if threshold is None and name == self.config.stop_rule:
             threshold = self.config.stop_threshold
-        return make_stop_rule(name, StopTerms(max_tokens, threshold, self.trained))
+        return stop_rule(name, max_tokens, threshold, self.trained)
 
     def _max_tokens(self, num_prompt_tokens: int, settings: GenerationSettings) -> int:
         room = self.target.context_length - num_prompt_tokens

@@ -1,39 +1,22 @@
-"""The stop rules that a device offers by name, and the predictor that some of them ask."""
+"""The stop rules that a device offers, and the predictor that some of them ask."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 from wisp.edge.target import TargetInfo
 from wisp.engines.base import DraftEngine
-from wisp.errors import ConfigError, FormatError
+from wisp.errors import FormatError
 from wisp.formats.predictor import TrainedPredictor
-from wisp.policy.controller import (
-    CONFIDENCE_THRESHOLD,
-    ENTROPY_THRESHOLD,
-    ConfidenceThreshold,
-    EntropyRule,
-    FixedLength,
-    PredictedRejection,
-    StopRule,
-)
-from wisp.policy.price_aware import PriceAware
+from wisp.policy.controller import StopRule
+from wisp.policy.stop_rules import StopTerms, make_stop_rule
 
 
-@dataclass(frozen=True, slots=True)
-class StopTerms:
-    """What a stop rule is made from."""
-
-    max_tokens: int
-    threshold: float | None = None
-    """None: the rule's own."""
-    trained: TrainedPredictor | None = None
-
-
-def make_stop_rule(name: str, terms: StopTerms) -> StopRule:
-    """The rule called `name`. Raises ConfigError where it needs a predictor and there is none."""
-    return _RULES[name](terms)
+def stop_rule(name: str, max_tokens: int, threshold: float | None, trained: TrainedPredictor | None) -> StopRule:
+    """The rule called `name`; a trained predictor brings its own threshold. Raises ConfigError where one is missing."""
+    if trained is None:
+        return make_stop_rule(name, StopTerms(max_tokens, threshold))
+    if name == "predicted" and threshold is None:
+        threshold = trained.threshold
+    return make_stop_rule(name, StopTerms(max_tokens, threshold, trained.predictor))
 
 
 def check_predictor(trained: TrainedPredictor, engine: DraftEngine, target: TargetInfo) -> None:
@@ -49,27 +32,3 @@ def check_predictor(trained: TrainedPredictor, engine: DraftEngine, target: Targ
                 f"the predictor was trained for the pair {pair.target} and {pair.draft}, not for {target.model_id} and "
                 f"{engine.model_id}: the {what} should be {expected}, not {found}; make one with wisp trace and wisp train"
             )
-
-
-def _predicted(terms: StopTerms) -> StopRule:
-    if terms.trained is None:
-        raise ConfigError("the stop rule predicted needs a predictor (--predictor); entropy and price do without one")
-    threshold = terms.trained.threshold if terms.threshold is None else terms.threshold
-    return PredictedRejection(terms.trained.predictor, threshold, terms.max_tokens)
-
-
-def _price(terms: StopTerms) -> StopRule:
-    return PriceAware(terms.max_tokens, None if terms.trained is None else terms.trained.predictor)
-
-
-def _or(threshold: float | None, otherwise: float) -> float:
-    return otherwise if threshold is None else threshold
-
-
-_RULES: Mapping[str, Callable[[StopTerms], StopRule]] = {
-    "fixed": lambda terms: FixedLength(terms.max_tokens),
-    "confidence": lambda terms: ConfidenceThreshold(_or(terms.threshold, CONFIDENCE_THRESHOLD), terms.max_tokens),
-    "predicted": _predicted,
-    "entropy": lambda terms: EntropyRule(terms.max_tokens, _or(terms.threshold, ENTROPY_THRESHOLD)),
-    "price": _price,
-}

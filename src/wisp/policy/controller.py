@@ -82,6 +82,8 @@ CONFIDENCE_THRESHOLD = 0.5
 """SLED's, where nothing else is asked for."""
 ENTROPY_THRESHOLD = 0.3
 """Where the entropy rule's threshold begins."""
+REJECTION_THRESHOLD = 0.5
+"""Acceptance below which a rejection is predicted, where training found no better one."""
 
 
 @dataclass(frozen=True, slots=True)
