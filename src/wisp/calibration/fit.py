@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
+from wisp.calibration.nnls import nonnegative_least_squares
 from wisp.errors import FormatError
 from wisp.formats.calibration import BatchSample, Errors
 from wisp.policy.batch_time import BatchTimeModel
@@ -69,6 +69,5 @@ def _fit_hinge(samples: Sequence[BatchSample], ridge: float | None) -> tuple[flo
     if ridge is None:
         rows[:, 2] = 0.0
     weighted = rows / times[:, None]
-    scale = np.maximum(np.abs(weighted).max(axis=0), 1e-300)
-    solution, residual = nnls(weighted / scale, np.ones(len(samples)))
-    return float(residual), BatchTimeModel.of(solution / scale, ridge or 0.0)
+    solution, residual = nonnegative_least_squares(weighted, np.ones(len(samples)))
+    return residual, BatchTimeModel.of(solution, ridge or 0.0)
