@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 
+from wisp.values import value
+
 TokenId = int
 SessionId = str
 
@@ -90,7 +92,7 @@ class SLO:
     first_token_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DraftStats:
     """The draft model's own statistics of one drafted token (paper: features of the rejection predictor).
 
@@ -117,7 +119,7 @@ class SparseDistribution:
     """Unsigned 16-bit, all positive."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DraftedToken:
     """One token of a draft, with what is known about it."""
 
@@ -137,7 +139,7 @@ class TokenLogprobs:
     """Most likely first."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Prices:
     """What the server charges, in tokens of fleet goodput forgone: zero on an idle server."""
 
@@ -145,7 +147,7 @@ class Prices:
     per_round: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Hints:
     """What the server tells a device beside its verdict."""
 
@@ -154,7 +156,7 @@ class Hints:
     prices: Prices = Prices()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Verdict:
     """The answer to one draft, or one token of plain decoding.
 
@@ -184,7 +186,7 @@ class SessionDemand:
     slo: SLO | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class VerificationRequest:
     """One round of one session, as the server's scheduler sees it.
 
@@ -203,6 +205,10 @@ class VerificationRequest:
     deadline: float = inf
     """By when the verdict should leave the server for the device to keep its playback."""
     slo: SLO | None = None
+    max_own_draft: int = 0
+    """Tokens that the server may draft itself, if it has a drafter: the round asks for at least one more."""
+    drafted_here: bool = False
+    """Whether it is the server that drafts the `num_draft_tokens`."""
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -210,7 +216,7 @@ class VerificationRequest:
         return self.num_history_tokens - 1 - self.num_cached_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class BatchMember:
     """What one request does in one batch: a chunk of its prefill, or the rest of it and its verification."""
 
@@ -229,7 +235,7 @@ class BatchMember:
         return self.num_prefill_tokens + (0 if self.num_verified is None else 1 + self.num_verified)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Batch:
     """What the engine computes in one step."""
 
@@ -260,7 +266,7 @@ class RetryAfter:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DraftRequest:
     """One round as it leaves the device."""
 
@@ -276,7 +282,7 @@ class DraftRequest:
     """Seconds to the playback deadline of the next token."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DecodeRequest:
     """A round of plain decoding as it leaves the device."""
 
