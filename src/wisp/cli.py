@@ -19,6 +19,7 @@ from wisp.config import (
     ModelConfig,
     SecurityConfig,
     ServerConfig,
+    slo_class,
 )
 from wisp.errors import UserError, WispError
 
@@ -67,13 +68,35 @@ def serve(
         float, typer.Option(help="Seconds until a vanished device's sessions are forgotten.")
     ] = 600.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running rounds get after SIGTERM.")] = 30.0,
-    scheduler: Annotated[
-        str, typer.Option(help="fcfs: first come, first served; slo: by deadline and worth, with admission control.")
-    ] = "fcfs",
+    system: Annotated[str, typer.Option(help=f"Whose scheduler runs: {', '.join(SYSTEMS)}.")] = "fixed",
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Scheduler setting NAME=VALUE (repeatable): docs/scheduling.md lists them.")
+    ] = None,
+    slo_class: Annotated[
+        list[str] | None,
+        typer.Option(help="SLO class NAME=TOKENS_PER_S,FIRST_TOKEN_S (repeatable); default: fast, normal, relaxed."),
+    ] = None,
+    default_slo: Annotated[str | None, typer.Option(help="Class of sessions that name none.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Draft model beside the target, for the system that drafts on the server.")
+    ] = None,
+    draft_kv_gib: Annotated[float, typer.Option(help="GiB for its KV cache.")] = 1.0,
     profile: Annotated[
-        Path | None, typer.Option(help="From `wisp calibrate`, for slo; default: measured at the start.")
+        Path | None,
+        typer.Option(help="From `wisp calibrate`: batch times for the systems that estimate; default: measured at start."),
     ] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure at the start; otherwise learn from scratch.")] = True,
+    slo_classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slo-class", help="NAME:TOKENS_PER_SECOND:FIRST_TOKEN_SECONDS (repeatable); the first is the default."
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Emulate: verdicts of this trace; MODEL is a folder, no weights are loaded.")
+    ] = None,
+    batch_times: Annotated[Path | None, typer.Option(help="Emulate: batches last as long as this file says.")] = None,
+    batch_log: Annotated[Path | None, typer.Option(help="Write down every batch, as JSON lines.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private CA and the token live.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="Own TLS certificate chain (PEM).")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
@@ -116,7 +139,13 @@ def serve(
         scheduler=scheduler,
         profile=profile,
         calibrate=calibrate,
+        replay=replay,
+        batch_times=batch_times,
+        batch_log=batch_log,
     )
+    if slo_classes:
+        classes = tuple(map(slo_class, slo_classes))
+        config = replace(config, slo_classes=classes, default_slo=classes[0].name)
     raise typer.Exit(run(config, json_output=json_output))
 
 
@@ -132,7 +161,12 @@ def edge(
         int | None,
         typer.Option(help="Most tokens drafted per round; 0: plain decoding on the server. Default: 4, by a rule 12."),
     ] = None,
-    stop_rule: Annotated[str, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}.")] = "fixed",
+    system: Annotated[
+        str | None, typer.Option(help=f"Draft as this system's devices do: {', '.join(SYSTEMS)}. Other options go first.")
+    ] = None,
+    stop_rule: Annotated[
+        str | None, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}. Default: fixed.")
+    ] = None,
     stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
     predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,
     rule: Annotated[str, typer.Option(help="Acceptance rule when sampling: coupled or rejection.")] = "coupled",

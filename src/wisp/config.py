@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 from wisp.errors import ConfigError
@@ -43,7 +45,11 @@ class ModelConfig:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
 
-SCHEDULERS = ("fcfs", "slo")
+SYSTEMS = (
+    *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed"),
+    *("wisp", "wisp-no-predictor", "wisp-no-estimator", "wisp-no-scheduler", "wisp-plus"),
+)
+"""The rows of policy/systems.py."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
 
@@ -87,23 +93,35 @@ class ServerConfig:
     """Seconds after which a session whose device has gone is forgotten."""
     drain_timeout: float = 30.0
     """Seconds that running rounds get after SIGTERM."""
-    scheduler: str = "fcfs"
+    system: str = "fixed"
+    """One of SYSTEMS: its scheduler runs here."""
+    draft: ModelConfig | None = None
+    """A drafter beside the target, for the system that drafts on the server."""
     profile: Path | None = None
-    """What `wisp calibrate` wrote, for the SLO-aware scheduler; None: batch times are measured at the start."""
+    """What `wisp calibrate` wrote, for schedulers that ask for batch times; None: they are measured at the start."""
     calibrate: bool = True
     """False: without a profile, begin with rough batch times and learn from the batches that run."""
+    scheduler_settings: Mapping[str, float] = field(default_factory=dict)
+    """Fields of SLOAwareSettings (policy/slo_aware.py) that are to differ from the system's own."""
     slo_classes: tuple[SLO, ...] = DEFAULT_SLO_CLASSES
     default_slo: str = "normal"
+    replay: Path | None = None
+    """Emulated: verdicts are those of this trace (of `wisp trace`); the target's weights are not needed."""
+    batch_times: Path | None = None
+    """Emulated: batches last as long as this file (of `wisp calibrate`) says."""
+    batch_log: Path | None = None
+    """Where to write down every batch."""
 
     def __post_init__(self) -> None:
+        both = (self.replay is None) == (self.batch_times is None)
+        _require(both, "an emulated target needs a trace and batch times: give --replay and --batch-times, or neither")
         _check_port(self.port)
         for name in ("max_sessions", "max_batch_requests", "max_batch_tokens", "max_prefill_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.max_draft_tokens >= 0, f"max_draft_tokens must not be negative, not {self.max_draft_tokens}")
         _require(self.idle_timeout > 0.0, f"idle_timeout must be positive, not {self.idle_timeout}")
         _require(self.drain_timeout >= 0.0, f"drain_timeout must not be negative, not {self.drain_timeout}")
-        _require(self.scheduler in SCHEDULERS, f"scheduler must be fcfs or slo, not {self.scheduler!r}")
-        _require(self.profile is None or self.scheduler == "slo", "a profile is of use to the slo scheduler only")
+        _check_system(self.system)
         known = [slo.name for slo in self.slo_classes]
         _require(self.default_slo in known, f"default_slo must be one of {', '.join(known)}, not {self.default_slo!r}")
 
@@ -167,6 +185,36 @@ class EdgeConfig:
     @property
     def server_on_loopback(self) -> bool:
         return self.server.rpartition(":")[0].strip("[]") in LOOPBACK_HOSTS
+
+
+def slo_class(text: str) -> SLO:
+    """NAME:SPEED:FIRST, tokens per second and seconds to the first token. Raises ConfigError."""
+    name, *limits = text.split(":")
+    try:
+        speed, first = map(float, limits)
+    except ValueError:
+        raise ConfigError(f"an SLO class is NAME:TOKENS_PER_SECOND:FIRST_TOKEN_SECONDS, not {text!r}") from None
+    _require(bool(name) and 0.0 < speed < inf and 0.0 < first < inf, f"an SLO class has positive limits, not {text!r}")
+    return SLO(name, speed, first)
+
+
+def with_system(config: EdgeConfig, name: str) -> EdgeConfig:
+    """The device's part of a system: its stop rule, or no drafts at all. Raises ConfigError."""
+    from wisp.policy.systems import SYSTEMS as ROWS
+    from wisp.policy.systems import Drafts
+
+    _check_system(name)
+    row = ROWS[name]
+    return replace(
+        config,
+        max_draft_tokens=row.max_draft_tokens if row.drafts is Drafts.ON_DEVICES else 0,
+        stop_rule=row.stop_rule,
+        stop_threshold=row.threshold,
+    )
+
+
+def _check_system(name: str) -> None:
+    _require(name in SYSTEMS, f"system must be one of {', '.join(SYSTEMS)}, not {name!r}")
 
 
 def _check_port(port: int) -> None:

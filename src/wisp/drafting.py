@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,11 +30,13 @@ class DraftWorker:
         *,
         emulated_draft_time: float = 0.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        executor: Executor | None = None,
     ) -> None:
+        """`executor`: what runs the engine in place of a thread of its own; it must do one call after the other."""
         self.engine = engine
         self._emulated_draft_time = emulated_draft_time
         self._sleep = sleep
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wisp-drafter")
+        self._thread = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="wisp-drafter")
         self._waiting: list[tuple[SessionId, asyncio.Future[DraftedToken | None]]] = []
         self._batching: asyncio.Task[None] | None = None
 

@@ -5,11 +5,12 @@ At output position i of a prompt the target says trace[prompt][i]: a drafted tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
-from wisp.errors import EngineError, InvalidRequest
+from wisp.errors import EngineError, FormatError, InvalidRequest
+from wisp.formats.trace import TraceRecord
 from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.types import FinishReason, GenerationRequest, SessionId, TokenId
 
@@ -19,6 +20,11 @@ class RecordedOutputs:
     """What the target said to each prompt."""
 
     outputs: Mapping[tuple[TokenId, ...], tuple[TokenId, ...]]
+
+    @classmethod
+    def of(cls, records: Iterable[TraceRecord]) -> RecordedOutputs:
+        """Those of a trace. Raises FormatError."""
+        return cls({prompt: one.tokens[one.num_prompt_tokens :] for prompt, one in by_prompt(records).items()})
 
     def output(self, request: GenerationRequest) -> tuple[TokenId, ...]:
         """The recorded output that a request's history is a beginning of. Raises InvalidRequest."""
@@ -31,6 +37,19 @@ class RecordedOutputs:
         if len(recorded) == len(so_far):
             raise InvalidRequest(f"the recorded output ends after {len(recorded)} tokens", "prompt")
         return recorded
+
+
+def by_prompt(records: Iterable[TraceRecord]) -> dict[tuple[TokenId, ...], TraceRecord]:
+    """A trace's records by their prompts. Raises FormatError where one prompt has two different outputs."""
+    found: dict[tuple[TokenId, ...], TraceRecord] = {}
+    for record in records:
+        other = found.setdefault(record.tokens[: record.num_prompt_tokens], record)
+        if other.tokens != record.tokens:
+            raise FormatError(
+                f"{other.name} and {record.name} are the same prompt with different outputs: replay tells sessions apart by "
+                "their prompts, so record each prompt once"
+            )
+    return found
 
 
 @dataclass(slots=True)

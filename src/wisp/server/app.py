@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -25,10 +26,12 @@ from wisp.policy.scheduler import FCFSScheduler, Scheduler
 from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
+from wisp.server.batch_log import batch_log
+from wisp.server.emulated import emulated_target
 from wisp.server.hello import MAX_SESSIONS_PER_STREAM, server_hello
 from wisp.server.loop import BatchRecord, EngineThread, VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry
-from wisp.server.scheduling import build_scheduler, scheduler_limits
+from wisp.server.scheduling import build_scheduler, checked_system, scheduler_limits
 from wisp.server.security import Protection, edge_command, protect, reachable
 from wisp.server.service import VerifierService
 
@@ -53,13 +56,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def build_engine(config: ServerConfig) -> TargetEngine:
-    """Load the target model. Raises ModelError."""
+    """Load the target model, or emulate it. Raises ModelError and FormatError."""
+    if config.replay is not None:
+        return emulated_target(config)
     from wisp.engines.packed.loading import LoadOptions
     from wisp.engines.target import TransformersTarget
 
     options = LoadOptions.of(config.target)
     options = replace(options, max_sequences=max(options.max_sequences, config.max_sessions))
-    return TransformersTarget.load(config.target.model, options)
+    if config.draft is None:
+        return TransformersTarget.load(config.target.model, options)
+    from wisp.engines.co_located import CoLocatedTarget
+    from wisp.engines.drafter import TransformersDrafter
+
+    drafter = TransformersDrafter.load(config.draft.model, LoadOptions.of(config.draft))
+    return CoLocatedTarget(TransformersTarget.load(config.target.model, options), drafter)
 
 
 def max_history(engine: TargetEngine) -> int:
@@ -169,13 +180,16 @@ def serve(config: ServerConfig, *, json_output: bool) -> int:
     """Run `wisp serve` until SIGTERM or SIGINT; returns the exit status. Raises UserError."""
     log_to_stderr(as_json=json_output)
     protection = protect(config)  # what is wrong with it should show before minutes of loading
+    checked_system(config)
     check_address(config)
     log.info("loading", model=config.target.model)
     engine = build_engine(config)
     try:
         scheduler = build_scheduler(engine, config)
-        with asyncio.Runner(loop_factory=_fast_event_loop()) as runner:
-            return runner.run(_serve(engine, scheduler, config, protection, json_output=json_output))
+        with ExitStack() as stack:
+            observe = None if config.batch_log is None else stack.enter_context(batch_log(config.batch_log))
+            runner = stack.enter_context(asyncio.Runner(loop_factory=_fast_event_loop()))
+            return runner.run(_serve(engine, scheduler, config, protection, observe, json_output=json_output))
     finally:
         engine.shutdown()
 
@@ -203,12 +217,18 @@ def check_address(config: ServerConfig) -> None:
 
 
 async def _serve(
-    engine: TargetEngine, scheduler: Scheduler, config: ServerConfig, protection: Protection, *, json_output: bool
+    engine: TargetEngine,
+    scheduler: Scheduler,
+    config: ServerConfig,
+    protection: Protection,
+    observe: Callable[[BatchRecord], None] | None,
+    *,
+    json_output: bool,
 ) -> int:
     told = asyncio.Event()
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    running = await start_server(engine, config, scheduler=scheduler, protection=protection)
+    running = await start_server(engine, config, scheduler=scheduler, observe=observe, protection=protection)
     _announce(running, engine, config, json_output=json_output)
     failed = asyncio.create_task(running.failed())
     stopping = asyncio.create_task(told.wait())
@@ -236,7 +256,7 @@ def _announce(running: RunningServer, engine: TargetEngine, config: ServerConfig
     command = edge_command(config, protection, running.port)
     log.info("ready", address=running.address, model=engine.card.model_id, tls=protection.certificate is not None)
     if json_output:
-        sys.stdout.write(json.dumps(_ready(running, engine)) + "\n")
+        sys.stdout.write(json.dumps(_ready(running, engine, config)) + "\n")
         sys.stdout.flush()
     sys.stderr.write(f"\nConnect a device:\n\n    {command}\n\n")
     if protection.own_token is not None:
@@ -244,7 +264,7 @@ def _announce(running: RunningServer, engine: TargetEngine, config: ServerConfig
     sys.stderr.flush()
 
 
-def _ready(running: RunningServer, engine: TargetEngine) -> dict[str, Any]:
+def _ready(running: RunningServer, engine: TargetEngine, config: ServerConfig) -> dict[str, Any]:
     protection, card = running.protection, engine.card
     certificate = protection.certificate
     return {
@@ -260,6 +280,7 @@ def _ready(running: RunningServer, engine: TargetEngine) -> dict[str, Any]:
         "ca_fingerprint": certificate.ca_fingerprint if certificate is not None else None,
         "token_required": protection.credentials.tokens is not None,
         "emulated": card.emulated,
+        "system": config.system,
     }
 
 
