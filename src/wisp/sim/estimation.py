@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from wisp.calibration.fit import fit_all
+from wisp.calibration.measured import MeasuredBatchTime
 from wisp.formats.calibration import BatchSample
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
 
@@ -23,7 +24,12 @@ CHUNK_SHARE = 0.3
 
 @lru_cache(maxsize=64)
 def initial_model(hardware: BatchTime) -> BatchTimeModel:
-    """The batch-time model that a server on this hardware would start with; fitted as `wisp calibrate` fits."""
+    """The batch-time model that a server on this hardware would start with; fitted as `wisp calibrate` fits.
+
+    Of measured hardware it sees only the samples that the hardware is not made of.
+    """
+    if isinstance(hardware, MeasuredBatchTime):
+        return hardware.estimated
     return fit_all(calibration_samples(hardware))
 
 
