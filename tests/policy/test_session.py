@@ -379,4 +379,4 @@ def test_an_accepted_end_is_no_rejection() -> None:
     plain_round(given, 4)
     draft(given, [5, 6])
     given.on_verdict(Verdict(given.round, 2, 1, None, finish_reason=FinishReason.LENGTH), 1.0)
-    assert given._context().acceptance == pytest.approx((0.95 + 1.0) / (1.9 + 1.0))
+    assert given.measured.context.acceptance == pytest.approx((0.95 + 1.0) / (1.9 + 1.0))

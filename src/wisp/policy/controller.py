@@ -26,9 +26,9 @@ ENTROPY_WEIGHT = 0.2
 """Of the entropy in AdaEDL's bound, g above."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RoundContext:
-    """What a stop rule may know when it decides; times in seconds, 0: unknown."""
+    """What a stop rule may know when it decides; times in seconds, 0: unknown. Its session keeps it up to date."""
 
     token_time: float
     """Per drafted token, smoothed."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from wisp.policy.controller import RoundContext, StopRule
-from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
+from wisp.policy.controller import StopRule
+from wisp.policy.measurements import Measurements
 from wisp.types import (
     SLO,
     DecodeRequest,
@@ -31,9 +31,7 @@ from wisp.types import (
     Verdict,
     committed_tokens,
 )
-
-_PRIOR_TOKENS = 2.0
-"""Weight of the uninformed guess in a session's share of accepted tokens."""
+from wisp.values import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class SessionSettings:
     """Weight of earlier rounds, per round, in the share of accepted tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RoundRecord:
     """What one verdict gave and its draft cost; the raw material of metrics.py."""
 
@@ -86,10 +84,14 @@ class Session:
     round: int = field(default=0, init=False)
     draft: list[DraftedToken] = field(default_factory=list, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
-    prices: Prices = field(default=Prices(), init=False)
     records: list[RoundRecord] = field(default_factory=list, init=False)
     token_times: list[float] = field(default_factory=list, init=False)
     """Arrival of every output token, by the caller's clock."""
+    measured: Measurements = field(init=False)
+    _stats: list[DraftStats | None] = field(default_factory=list, init=False)
+    """Of the draft's tokens."""
+    _longest_draft: int = field(default=0, init=False)
+    """Tokens that may be drafted in this round, whatever the stop rule says."""
     _round_started: float = field(default=0.0, init=False)
     _last_draft_at: float = field(default=0.0, init=False)
     _num_drafted: int = field(default=0, init=False)
@@ -98,22 +100,20 @@ class Session:
     """When the round was asked for."""
     _answered: bool = field(default=True, init=False)
     """Whether its first verdict has come: later ones answer no question of their own."""
-    _token_time: float = field(default=0.0, init=False)
-    _first_token_time: float = field(default=0.0, init=False)
-    _round_time: float = field(default=0.0, init=False)
-    _server_time: float = field(default=0.0, init=False)
-    _plain_token_time: float = field(default=0.0, init=False)
     _round_tokens: int = field(default=0, init=False)
     """Committed by this round so far."""
-    _tokens_since_draft: int = field(default=0, init=False)
-    _num_judged: float = field(default=_PRIOR_TOKENS, init=False)
-    _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
-    """Of the drafted tokens, the recent ones weighing more."""
-    _rtt: float = field(default=0.0, init=False)
     _plain: bool = field(default=True, init=False)
+    """Whether this round is for the first token."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.tokens)
+        settings = self.settings
+        self.measured = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
+
+    @property
+    def prices(self) -> Prices:
+        """What the server charged last."""
+        return self.measured.context.prices
 
     @property
     def num_output_tokens(self) -> int:
@@ -128,47 +128,48 @@ class Session:
     def begin_round(self, now: float) -> None:
         """Start a round; afterwards `wants_draft_token` says whether to draft."""
         self.round += 1
-        self.draft.clear()
+        self._drop_draft()
         self._num_drafted = self._round_tokens = 0
         self._round_started = self._last_draft_at = now
         self._plain = not self.token_times
+        self._longest_draft = 0 if self._plain else min(self.settings.max_draft_tokens, self.tokens_left - 1)
 
     @property
     def wants_draft_token(self) -> bool:
         """Whether to draft one more token in this round."""
-        limit = min(self.settings.max_draft_tokens, self.tokens_left - 1)
-        if self._plain or len(self.draft) >= limit or self._draft_ends_itself():
+        if len(self.draft) >= self._longest_draft:
             return False
-        return self.stop_rule.keep_drafting(self._stats(), self._context())
+        return self.stop_rule.keep_drafting(self._stats, self.measured.context)
 
     def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
-        """Take one drafted token."""
-        elapsed = now - self._last_draft_at
-        self._token_time = self._smooth(self._token_time, elapsed)
-        if not self.draft:
-            self._first_token_time = self._smooth(self._first_token_time, elapsed)
+        """Take one drafted token; nothing useful can follow one that would end the generation."""
+        self.measured.token_drafted(now - self._last_draft_at, first=not self.draft)
         self._last_draft_at = now
         self._num_drafted += 1
         self.draft.append(drafted)
+        self._stats.append(drafted.stats)
+        if drafted.token in self.generation.stop.stop_token_ids:
+            self._longest_draft = len(self.draft)
 
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
         """Close the draft and turn it into what the server is asked for.
 
         `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
         """
-        soon = may_draft and self.wants_draft_token
+        soon = may_draft and not self.draft and self.wants_draft_token
         self._asked, self._answered = now, False
         self._withhold()
+        context = self.measured.context
         if not self.draft:
             num_tokens = min(self._num_decoded(soon), self.tokens_left)
-            return DecodeRequest(self.round, len(self.tokens), num_tokens, self._rtt, self.time_left(now))
+            return DecodeRequest(self.round, len(self.tokens), num_tokens, context.rtt, self.time_left(now))
         return DraftRequest(
             round=self.round,
             num_committed=len(self.tokens),
             tokens=tuple(self.draft),
             survival=self._survival(),
-            draft_speed=1.0 / self._token_time if self._token_time > 0.0 else 0.0,
-            rtt=self._rtt,
+            draft_speed=1.0 / context.token_time if context.token_time > 0.0 else 0.0,
+            rtt=context.rtt,
             time_left=self.time_left(now),
         )
 
@@ -180,15 +181,8 @@ class Session:
         self.tokens += committed
         self.token_times += [now] * len(committed)
         self.finish_reason = verdict.finish_reason
-        hints = verdict.hints
-        if committed:  # a null verdict comes without hints
-            self.prices = hints.prices
-        if committed and not self._answered:
-            server_time = hints.queue_time + hints.verification_time
-            self._server_time = self._smooth(self._server_time, server_time)
-            self._rtt = self._smooth(self._rtt, max(now - self._asked - server_time, 0.0))
-        self._answered = True
         self._learn(verdict, len(committed), now)
+        self._answered = True
         self.records.append(
             RoundRecord(
                 num_drafted=self._num_drafted,
@@ -198,13 +192,13 @@ class Session:
                 draft_time=self._last_draft_at - self._round_started,
             )
         )
-        self.draft.clear()
+        self._drop_draft()
         return committed
 
     def reopen(self) -> GenerationRequest:
         """Raise the epoch and drop the unanswered round; returns what opens the session anew."""
         self.epoch += 1
-        self.draft.clear()
+        self._drop_draft()
         return replace(self.generation, tokens=tuple(self.tokens))
 
     def time_left(self, now: float) -> float:
@@ -216,9 +210,9 @@ class Session:
         playback = self.token_times[0] + self.settings.startup_time
         return playback + len(self.token_times) / self.slo.tokens_per_s - now
 
-    def _draft_ends_itself(self) -> bool:
-        """Whether the draft holds a token that would end the generation: nothing useful can follow."""
-        return bool(self.draft) and self.draft[-1].token in self.generation.stop.stop_token_ids
+    def _drop_draft(self) -> None:
+        self.draft.clear()
+        self._stats.clear()
 
     def _withhold(self) -> None:
         """Drop what the stop rule does not want verified.
@@ -226,7 +220,8 @@ class Session:
         Not under rejection sampling: there a draft may be cut because of a token only if that token is still proposed.
         """
         if self.draft and not self.generation.sampling.by_rejection:
-            del self.draft[self.stop_rule.num_sent(self._stats(), self._context()) :]
+            num_sent = self.stop_rule.num_sent(self._stats, self.measured.context)
+            del self.draft[num_sent:], self._stats[num_sent:]
 
     def _num_decoded(self, soon: bool) -> int:
         """Tokens to ask for when nothing is sent; `soon`: a draft would be made if it could."""
@@ -235,46 +230,29 @@ class Session:
         return self.settings.short_decode_tokens if soon else self.settings.decode_tokens
 
     def _learn(self, verdict: Verdict, num_committed: int, now: float) -> None:
-        """Keep the running figures that stop rules decide by."""
+        """Keep what stop rules decide by; a null verdict comes without hints."""
+        measured, hints, elapsed = self.measured, verdict.hints, now - self._asked
+        context = measured.context
+        if num_committed:
+            context.prices, context.session_rate = hints.prices, self._session_rate()
+            if not self._answered:
+                measured.answered(elapsed, hints.queue_time + hints.verification_time)
         self._round_tokens += num_committed
-        self._tokens_since_draft = 0 if self._num_drafted else self._tokens_since_draft + num_committed
+        context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:
-            self._round_time = self._smooth(self._round_time, now - self._asked)
             rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None
-            memory = self.settings.acceptance_memory
-            self._num_accepted = memory * self._num_accepted + verdict.num_accepted
-            self._num_judged = memory * self._num_judged + verdict.num_accepted + rejected
+            measured.draft_judged(elapsed, verdict.num_accepted, rejected=rejected)
         elif verdict.final and self._round_tokens and not self._plain:
-            self._plain_token_time = self._smooth(self._plain_token_time, (now - self._asked) / self._round_tokens)
-
-    def _stats(self) -> list[DraftStats | None]:
-        return [drafted.stats for drafted in self.draft]
+            measured.plain_round(elapsed / self._round_tokens)
 
     def _survival(self) -> tuple[float, ...]:
-        survival, product, context = [], 1.0, self._context()
-        for position, drafted in enumerate(self.draft):
-            product *= self.stop_rule.acceptance(drafted.stats, position, context)
+        survival, product, context = [], 1.0, self.measured.context
+        for position, stats in enumerate(self._stats):
+            product *= self.stop_rule.acceptance(stats, position, context)
             survival.append(product)
         return tuple(survival)
-
-    def _context(self) -> RoundContext:
-        expected = self._server_time + self._rtt / self.settings.decode_tokens if self._server_time else 0.0
-        return RoundContext(
-            token_time=self._token_time,
-            rtt=self._rtt,
-            session_rate=self._session_rate(),
-            prices=self.prices,
-            acceptance=self._num_accepted / self._num_judged,
-            first_token_time=self._first_token_time,
-            round_time=self._round_time,
-            plain_token_time=self._plain_token_time or expected,
-            tokens_since_draft=self._tokens_since_draft,
-        )
 
     def _session_rate(self) -> float:
         if len(self.token_times) < 2 or self.token_times[-1] <= self.token_times[0]:
             return 0.0
         return (len(self.token_times) - 1) / (self.token_times[-1] - self.token_times[0])
-
-    def _smooth(self, mean: float, value: float) -> float:
-        return value if mean == 0.0 else mean + self.settings.smoothing * (value - mean)
