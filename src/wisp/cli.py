@@ -15,11 +15,14 @@ from wisp.config import (
     DEFAULT_PORT,
     DTYPES,
     STOP_RULES,
+    SYSTEMS,
     EdgeConfig,
     ModelConfig,
     SecurityConfig,
     ServerConfig,
-    slo_class,
+    parse_settings,
+    parse_slo_classes,
+    with_drafting,
 )
 from wisp.errors import UserError, WispError
 
@@ -83,15 +86,11 @@ def serve(
     draft_kv_gib: Annotated[float, typer.Option(help="GiB for its KV cache.")] = 1.0,
     profile: Annotated[
         Path | None,
-        typer.Option(help="From `wisp calibrate`: batch times for the systems that estimate; default: measured at start."),
-    ] = None,
-    calibrate: Annotated[bool, typer.Option(help="Measure at the start; otherwise learn from scratch.")] = True,
-    slo_classes: Annotated[
-        list[str] | None,
         typer.Option(
-            "--slo-class", help="NAME:TOKENS_PER_SECOND:FIRST_TOKEN_SECONDS (repeatable); the first is the default."
+            help="From `wisp calibrate`: batch times for the systems that estimate; default: measured at start."
         ),
     ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure at the start; otherwise learn from scratch.")] = True,
     replay: Annotated[
         Path | None, typer.Option(help="Emulate: verdicts of this trace; MODEL is a folder, no weights are loaded.")
     ] = None,
@@ -136,16 +135,16 @@ def serve(
         max_draft_tokens=max_draft_tokens,
         idle_timeout=idle_timeout,
         drain_timeout=drain_timeout,
-        scheduler=scheduler,
+        system=system,
+        draft=None if draft is None else ModelConfig(draft, None, dtype, device, threads, None, draft_kv_gib),
         profile=profile,
         calibrate=calibrate,
+        scheduler_settings=parse_settings(setting or ()),
+        **parse_slo_classes(slo_class or (), default_slo),
         replay=replay,
         batch_times=batch_times,
         batch_log=batch_log,
     )
-    if slo_classes:
-        classes = tuple(map(slo_class, slo_classes))
-        config = replace(config, slo_classes=classes, default_slo=classes[0].name)
     raise typer.Exit(run(config, json_output=json_output))
 
 
@@ -162,7 +161,8 @@ def edge(
         typer.Option(help="Most tokens drafted per round; 0: plain decoding on the server. Default: 4, by a rule 12."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help=f"Draft as this system's devices do: {', '.join(SYSTEMS)}. Other options go first.")
+        str | None,
+        typer.Option(help=f"Draft as this system's devices do: {', '.join(SYSTEMS)}. Other options go first."),
     ] = None,
     stop_rule: Annotated[
         str | None, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}. Default: fixed.")
@@ -202,9 +202,6 @@ def edge(
         else ModelConfig(draft, None, dtype, device, threads, memory_gib, kv_gib, max_context),
         host=host,
         port=port,
-        max_draft_tokens=(4 if stop_rule == "fixed" else 12) if draft_tokens is None else draft_tokens,
-        stop_rule=stop_rule,
-        stop_threshold=stop_threshold,
         predictor=predictor,
         rule=rule,
         token=token,
@@ -218,6 +215,7 @@ def edge(
         emulated_draft_time=emulated_draft_ms / 1e3,
         emulated_rtt=emulated_rtt_ms / 1e3,
     )
+    config = with_drafting(config, system, stop_rule, stop_threshold, draft_tokens)
     raise typer.Exit(run_edge(config, json_output=json_output))
 
 
@@ -333,6 +331,10 @@ def simulate(
     acceptance: Annotated[float, typer.Option(help="Share of drafted tokens that are right.")] = 0.75,
     auc: Annotated[float, typer.Option(help="Of the rejection predictor.")] = 0.85,
     max_batch: Annotated[int, typer.Option(help="Requests in one batch.")] = 256,
+    server_draft: Annotated[
+        str, typer.Option(help="Drafter beside the target, for the system that drafts on the server.")
+    ] = "qwen3-0.6b",
+    setting: Annotated[list[str] | None, typer.Option(help="Scheduler setting NAME=VALUE (repeatable).")] = None,
     warmup: Annotated[float, typer.Option(help="Seconds before sessions are judged.")] = 30.0,
     duration: Annotated[float, typer.Option(help="Seconds in which sessions are judged.")] = 60.0,
     seed: Annotated[int, typer.Option(help="The same seed brings the same devices and sessions.")] = 0,
@@ -366,6 +368,8 @@ def simulate(
             variation=variation,
             think=think,
             max_batch=max_batch,
+            server_draft=server_draft,
+            settings=tuple(setting or ()),
             warmup=warmup,
             duration=duration,
             seed=seed,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from pathlib import Path
+from typing import Any
 
 from wisp.errors import ConfigError
 from wisp.types import SLO, AcceptanceRule
@@ -52,6 +52,9 @@ SYSTEMS = (
 """The rows of policy/systems.py."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
+"""The rows of policy/stop_rules.py."""
+MAX_DRAFT_TOKENS = 12
+"""Per round, where a rule ends drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +190,6 @@ class EdgeConfig:
         return self.server.rpartition(":")[0].strip("[]") in LOOPBACK_HOSTS
 
 
-def slo_class(text: str) -> SLO:
-    """NAME:SPEED:FIRST, tokens per second and seconds to the first token. Raises ConfigError."""
-    name, *limits = text.split(":")
-    try:
-        speed, first = map(float, limits)
-    except ValueError:
-        raise ConfigError(f"an SLO class is NAME:TOKENS_PER_SECOND:FIRST_TOKEN_SECONDS, not {text!r}") from None
-    _require(bool(name) and 0.0 < speed < inf and 0.0 < first < inf, f"an SLO class has positive limits, not {text!r}")
-    return SLO(name, speed, first)
-
-
 def with_system(config: EdgeConfig, name: str) -> EdgeConfig:
     """The device's part of a system: its stop rule, or no drafts at all. Raises ConfigError."""
     from wisp.policy.systems import SYSTEMS as ROWS
@@ -211,6 +203,54 @@ def with_system(config: EdgeConfig, name: str) -> EdgeConfig:
         stop_rule=row.stop_rule,
         stop_threshold=row.threshold,
     )
+
+
+def with_drafting(
+    config: EdgeConfig, system: str | None, stop_rule: str | None, threshold: float | None, max_tokens: int | None
+) -> EdgeConfig:
+    """A system's drafting, with what is given beside it in its place. Raises ConfigError."""
+    if system is not None:
+        config = with_system(config, system)
+    if stop_rule is not None and stop_rule != config.stop_rule:
+        config = replace(config, stop_rule=stop_rule, stop_threshold=None)
+        if stop_rule != "fixed" and system is None:
+            config = replace(config, max_draft_tokens=MAX_DRAFT_TOKENS)
+    if threshold is not None:
+        config = replace(config, stop_threshold=threshold)
+    return config if max_tokens is None else replace(config, max_draft_tokens=max_tokens)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, float]:
+    """From NAME=VALUE. Raises ConfigError."""
+    settings = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            settings[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"a scheduler setting is NAME=NUMBER, not {text!r}") from None
+    return settings
+
+
+def parse_slo_classes(texts: Sequence[str], default: str | None) -> dict[str, Any]:
+    """Fields of ServerConfig from NAME=TOKENS_PER_S,FIRST_TOKEN_S; the default is the first. Raises ConfigError."""
+    classes = tuple(map(_parse_slo_class, texts))
+    fields: dict[str, Any] = {"slo_classes": classes} if classes else {}
+    if default is not None or classes:
+        fields["default_slo"] = default or classes[0].name
+    return fields
+
+
+def _parse_slo_class(text: str) -> SLO:
+    name, _, numbers = text.partition("=")
+    try:
+        speed, first_token = map(float, numbers.split(","))
+    except ValueError:
+        raise ConfigError(f"an SLO class is NAME=TOKENS_PER_S,FIRST_TOKEN_S, not {text!r}") from None
+    _require(
+        bool(name) and speed > 0.0 and first_token > 0.0, f"an SLO class has a name and positive numbers: {text!r}"
+    )
+    return SLO(name, speed, first_token)
 
 
 def _check_system(name: str) -> None:

@@ -64,12 +64,12 @@ def test_capacity_is_searched_over_paired_seeds(capsys: pytest.CaptureFixture[st
 
 def test_open_arrivals_and_traces_replace_the_closed_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At the rate, or at the times, that were given."""
-    run_simulation(replace(QUICK, rate=5.0, systems=("fixed-1",), json_output=True))
-    assert 10 <= json.loads(capsys.readouterr().out)["systems"]["fixed-1"]["num_sessions"] <= 30
+    run_simulation(replace(QUICK, rate=5.0, systems=("fixed",), json_output=True))
+    assert 10 <= json.loads(capsys.readouterr().out)["systems"]["fixed"]["num_sessions"] <= 30
     path = tmp_path / "trace.jsonl"
     path.write_text("".join(json.dumps(_row(time)) + "\n" for time in (0, 2000, 3000, 3500, 6000)))
-    run_simulation(replace(QUICK, trace=path, systems=("fixed-1",), json_output=True))
-    assert json.loads(capsys.readouterr().out)["systems"]["fixed-1"]["num_sessions"] == 3
+    run_simulation(replace(QUICK, trace=path, systems=("fixed",), json_output=True))
+    assert json.loads(capsys.readouterr().out)["systems"]["fixed"]["num_sessions"] == 3
 
 
 def _row(time: int) -> dict[str, int]:

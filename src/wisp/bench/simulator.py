@@ -12,7 +12,7 @@ from wisp.sim.hardware import GPUS, MODELS, Roofline
 from wisp.sim.scenario import Scenario
 from wisp.sim.simulator import simulate
 
-SYSTEM = "fixed-4"
+SYSTEM = "fixed"
 HEAP_SIZE = 200
 
 

@@ -71,6 +71,8 @@ class StepMember:
     trimmed: DraftedToken | None = None
     """The first drafted token that is not verified, where the scheduler cut the draft: rejection sampling stays lossless
     only if the token at the cut is still proposed (docs/sampling.md)."""
+    num_to_draft: int = 0
+    """Tokens that the engine's own drafter proposes in place of an empty `draft` (engines/co_located.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,13 @@ class StepOutcome:
     next_token: TokenId | None = None
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per committed token, when asked for."""
+    own_tokens: tuple[TokenId, ...] = ()
+    """Committed before `next_token`: what the engine drafted itself and accepted."""
+
+    @property
+    def num_committed(self) -> int:
+        return self.num_accepted + len(self.own_tokens) + (self.next_token is not None)
 
 
 class TargetEngine(Protocol):

@@ -1,17 +1,25 @@
 """How long the next batch will take, refreshed by every batch that ran (paper: verification time estimator).
 
-theta   coefficients of the batch-time form (batch_time.py), x its features, t the measured time, mu forgetting
-P       covariance of theta
+x       features of a batch (batch_time.py), t its measured time, theta the coefficients, P their covariance
+s       the machine's speed of late;     V_hat(B) = s * x' theta
 
-    recursive least squares on relative errors:   phi = x / t,   K = P phi / (mu + phi' P phi)
-    theta <- max(0, theta + K (1 - phi' theta)),   P <- (P - K phi' P) / mu, never more than at the start
+    Kalman filter of coefficients that drift, on relative errors:     phi = x / t,   K = P phi / (1 + phi' P phi)
+    theta <- max(0, theta + K (1 - phi' theta)),   P <- P - K phi' P + q I - (q / p0^2) P P
+    s = median of t / (x' theta) over the newest batches
 
-Over-estimation costs more than under-estimation: where the median of recent t / (x' theta) is below 1, predictions are
-scaled down by it. Deadlines are checked against V_hat * (1 + safety), safety being the p95 of recent t / V_hat - 1.
+q is the drift per batch, p0 the variance at the start. The last term brings the variance of coefficients that no batch
+tells anything of back to p0 and not beyond (after Salgado, Goodwin, Middleton 1988): a server that ran batches of one
+shape for hours learns another as fast as a new one. The filter learns what a batch's time depends on, s follows when all
+times change at once.
+
+Over-estimation costs more than under-estimation: s keeps the median prediction at the median batch, and one batch counts
+as at most `max_ratio` times what was predicted. Deadlines are checked against V_hat * (1 + safety), safety being the p95
+of recent t / V_hat - 1.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
@@ -28,16 +36,21 @@ _TYPICAL = BatchShape(num_new=64, num_attended=64 * 256.0, num_cached=2048, num_
 class EstimatorSettings:
     """How fast to learn, and how careful to be."""
 
-    forgetting: float = 0.98
+    drift: float = 4e-4
+    """Variance that each coefficient gains per batch, relative to itself, in units of a measurement's variance."""
     initial_variance: float = 4.0
-    """Of the coefficients, relative to themselves, in units of a measurement's."""
+    """Of the coefficients, in the same units."""
+    speed_window: int = 16
+    """Batches that the speed is taken from."""
     window: int = 64
-    """Batches that safety, bias and error are taken from."""
+    """Batches that safety and error are taken from."""
     min_window: int = 8
-    """Before so many, bias is not corrected and safety is `initial_safety`."""
+    """Before so many, the speed is 1 and the safety is `initial_safety`."""
     initial_safety: float = 0.1
     max_safety: float = 0.5
     """A machine that is disturbed must not make every deadline look hopeless."""
+    max_ratio: float = 4.0
+    """Measured over predicted: one batch counts as at most so much longer, or shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +69,17 @@ class VerificationTimeEstimator:
 
     def __init__(self, model: BatchTimeModel, settings: EstimatorSettings | None = None) -> None:
         self.model = model
-        """What predictions are made with: the learned coefficients, never biased high."""
-        self.safety = (settings or EstimatorSettings()).initial_safety
+        """What predictions are made with: the learned coefficients times the speed."""
         self._settings = settings or EstimatorSettings()
+        self.safety = self._settings.initial_safety
         self._scale = _scale(model)
         self._theta: Vector = np.array(model.coefficients) / self._scale
-        self._covariance = np.eye(len(self._scale)) * self._settings.initial_variance
-        self._raw: deque[float] = deque(maxlen=self._settings.window)
-        self._ratios: deque[float] = deque(maxlen=self._settings.window)
+        unit = np.eye(len(self._scale))
+        self._covariance = unit * self._settings.initial_variance
+        self._drift = unit * self._settings.drift
+        self._newest = np.zeros((self._settings.speed_window, len(self._scale)))
+        self._num_observed = 0
+        self._ratios = _Window(self._settings.window)
 
     def predict(self, shape: BatchShape) -> float:
         """V_hat: seconds."""
@@ -76,39 +92,63 @@ class VerificationTimeEstimator:
     @property
     def errors(self) -> EstimatorErrors:
         """Of the newest predictions, each made before its batch ran."""
-        if not self._ratios:
+        if not self._ratios.sorted:
             return EstimatorErrors(0, 0.0, 0.0, 0.0)
-        predicted = 1.0 / np.array(self._ratios)
+        predicted = 1.0 / np.array(self._ratios.sorted)
         off = np.abs(predicted - 1.0)
         p95 = float(np.quantile(off, 0.95))
         return EstimatorErrors(len(off), float(off.mean()), p95, float(np.median(predicted)) - 1.0)
 
     def observe(self, shape: BatchShape, elapsed: float) -> None:
-        """Learn from a batch that took `elapsed` seconds."""
-        predicted = self.model.predict(shape)
-        phi = np.array(self.model.features(shape)) * self._scale / elapsed if elapsed > 0.0 else None
-        if phi is None or predicted <= 0.0:
+        """Learn from a batch that took `elapsed` seconds; what is not a positive time teaches nothing."""
+        predicted, most = self.model.predict(shape), self._settings.max_ratio
+        if not (elapsed > 0.0 and predicted > 0.0):
             return
-        self._ratios.append(elapsed / predicted)
-        self._raw.append(1.0 / max(float(phi @ self._theta), 1e-9))
+        ratio = min(max(elapsed / predicted, 1.0 / most), most)
+        phi = np.array(self.model.features(shape)) * self._scale / (ratio * predicted)
+        self._ratios.add(ratio)
+        self._newest[self._num_observed % len(self._newest)] = phi
+        self._num_observed += 1
         self._update(phi)
         self._refresh()
 
     def _update(self, phi: Vector) -> None:
-        forgetting, covariance = self._settings.forgetting, self._covariance
+        covariance, settings = self._covariance, self._settings
         projected = covariance @ phi
-        gain = projected / (forgetting + phi @ projected)
-        self._theta = np.maximum(0.0, self._theta + gain * (1.0 - phi @ self._theta))
-        covariance = (covariance - np.outer(gain, projected)) / forgetting
-        most = self._settings.initial_variance * len(self._scale)
-        self._covariance = covariance * min(1.0, most / float(np.trace(covariance)))
+        gain = projected / (1.0 + float(phi @ projected))
+        self._theta = np.maximum(0.0, self._theta + gain * (1.0 - float(phi @ self._theta)))
+        shrinking = settings.drift / settings.initial_variance**2 * (covariance @ covariance)
+        self._covariance = covariance - np.outer(gain, projected) + self._drift - shrinking
 
     def _refresh(self) -> None:
-        correction = 1.0
-        if len(self._ratios) >= self._settings.min_window:
-            correction = min(1.0, float(np.median(self._raw)))
-            self.safety = float(np.clip(np.quantile(self._ratios, 0.95) - 1.0, 0.0, self._settings.max_safety))
-        self.model = BatchTimeModel.of(self._theta * self._scale * correction, self.model.ridge_tokens)
+        speed = 1.0
+        if self._num_observed >= self._settings.min_window:
+            known = min(self._num_observed, len(self._newest))
+            predicted = sorted((self._newest[:known] @ self._theta).tolist())  # over measured, with the new theta
+            speed = 1.0 / max(predicted[known // 2], 1e-9)
+            self.safety = min(max(self._ratios.quantile(0.95) - 1.0, 0.0), self._settings.max_safety)
+        self.model = BatchTimeModel.of((self._theta * self._scale * speed).tolist(), self.model.ridge_tokens)
+
+
+class _Window:
+    """The newest values, kept in order: quantiles are asked for after each of them."""
+
+    def __init__(self, size: int) -> None:
+        self.sorted: list[float] = []
+        self._newest: deque[float] = deque(maxlen=size)
+
+    def add(self, value: float) -> None:
+        if len(self._newest) == self._newest.maxlen:
+            del self.sorted[bisect_left(self.sorted, self._newest[0])]
+        self._newest.append(value)
+        insort(self.sorted, value)
+
+    def quantile(self, share: float) -> float:
+        """Interpolated between the two nearest values."""
+        place = share * (len(self.sorted) - 1)
+        below = int(place)
+        above = min(below + 1, len(self.sorted) - 1)
+        return self.sorted[below] + (place - below) * (self.sorted[above] - self.sorted[below])
 
 
 def _scale(model: BatchTimeModel) -> Vector:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf
 from typing import Protocol
 
 from wisp.policy.residency import KVResidency
@@ -142,13 +144,21 @@ class FCFSScheduler:
     def _choose(self) -> Iterator[BatchMember]:
         """Members in the order of arrival, within the limits of a batch."""
         tokens, prefill = self._limits.max_batch_tokens, self._limits.max_prefill_tokens
-        for _, request in zip(range(self._limits.max_batch_requests), self._waiting.values(), strict=False):
+        for request in islice(self._waiting.values(), self._most_members()):
             member = fit(request, request.num_draft_tokens, tokens, prefill)
             if member is None:
                 return
             tokens -= member.num_new_tokens
             prefill -= member.num_prefill_tokens
             yield member
+
+    def _most_members(self) -> int:
+        return self._limits.max_batch_requests
+
+    @property
+    def _first_arrival(self) -> float:
+        """When the oldest waiting request came; inf: none waits."""
+        return next((request.arrival for request in self._waiting.values()), inf)
 
     def _take(self, member: BatchMember) -> None:
         """Remove a member's request from the queue, or note its progress."""

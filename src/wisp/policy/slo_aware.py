@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from math import inf
+from typing import Protocol
 
 from wisp.policy.assembly import Assembly
-from wisp.policy.batch_time import BatchShape
-from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.prices import FleetMeter
 from wisp.policy.residency import KVResidency
 from wisp.policy.scheduler import SchedulerLimits
@@ -44,6 +44,21 @@ from wisp.types import (
 )
 
 
+class BatchTimeEstimator(Protocol):
+    """Knows how long a batch will take, in seconds; `observe` is told how long it took."""
+
+    @property
+    def model(self) -> BatchTimeModel: ...
+
+    def predict(self, shape: BatchShape) -> float: ...
+
+    def upper(self, shape: BatchShape) -> float:
+        """What the batch exceeds once in twenty times."""
+        ...
+
+    def observe(self, shape: BatchShape, elapsed: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SLOAwareSettings:
     """The thresholds of the rule above."""
@@ -53,7 +68,9 @@ class SLOAwareSettings:
     max_wait: float = 0.25
     """Seconds that a request waits for company at most."""
     lazy_utilisation: float = 0.5
-    """Below this share of busy time the engine waits for nobody."""
+    """Below this share of busy time the engine waits for nobody; above 1: it never waits."""
+    trims: bool = True
+    """Whether drafts are cut where their survival falls below the price of a position."""
     max_age: float = 5.0
     """Seconds after which a request goes first, whatever its deadline and density."""
     max_load: float = 0.9
@@ -72,7 +89,7 @@ class SLOAwareScheduler:
     def __init__(
         self,
         limits: SchedulerLimits,
-        estimator: VerificationTimeEstimator,
+        estimator: BatchTimeEstimator,
         settings: SLOAwareSettings | None = None,
         meter: FleetMeter | None = None,
     ) -> None:
@@ -184,7 +201,7 @@ class SLOAwareScheduler:
     def _compose(self, now: float) -> Iterator[BatchMember]:
         """Members in the order of the rule."""
         batch = Assembly(self._limits, self.estimator.upper)
-        price = self.prices().per_position
+        price = self.prices().per_position if self._settings.trims else 0.0
         oldest = next(iter(self._waiting.requests.values()))
         if now - oldest.arrival >= self._settings.max_age:
             batch.add(oldest, _worthwhile(oldest, price), inf)

@@ -22,6 +22,7 @@ from wisp.config import ServerConfig
 from wisp.engines.base import ModelCard, TargetEngine
 from wisp.errors import ConfigError
 from wisp.logs import log_to_stderr, logger
+from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler
 from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.protocol import MAX_FRAME_BYTES
@@ -244,7 +245,7 @@ async def _serve(
     stopping.cancel()
     failed.cancel()
     await asyncio.gather(stopping, failed, return_exceptions=True)
-    if isinstance(scheduler, SLOAwareScheduler):
+    if isinstance(scheduler, SLOAwareScheduler) and isinstance(scheduler.estimator, VerificationTimeEstimator):
         log.info("batch times", **asdict(scheduler.estimator.errors))
     log.info("stopped")
     return 1 if broken is not None else 0

@@ -73,6 +73,8 @@ class Round:
     survival: tuple[float, ...] = ()
     deadline: float = inf
     slo: SLO | None = None
+    max_own_draft: int = 0
+    """Tokens that the server may draft itself, if it has a drafter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class VerificationLoop:
                 survival=work.survival,
                 deadline=work.deadline,
                 slo=work.slo,
+                max_own_draft=work.max_own_draft,
             )
         )
         self._wake.set()
@@ -291,7 +294,7 @@ class VerificationLoop:
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return
-        num_committed = sum(outcome.num_accepted + (outcome.next_token is not None) for outcome, _ in result)
+        num_committed = sum(outcome.num_committed for outcome, _ in result)
         self._scheduler.observe(batch, started + elapsed, elapsed, num_committed)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)
@@ -320,7 +323,7 @@ class VerificationLoop:
         if self._sessions.get(session_id) is not resident:
             return
         if member.completes:
-            resident.num_tokens += outcome.num_accepted + (outcome.next_token is not None)
+            resident.num_tokens += outcome.num_committed
         resident.num_cached = num_cached
         self._scheduler.cached(session_id, num_cached, self._clock())
 
@@ -348,6 +351,8 @@ def _step_member(member: BatchMember, resident: _Resident) -> StepMember:
         return StepMember(session_id, member.num_prefill_tokens)
     if resident.round is None:
         raise AssertionError(f"{session_id} was scheduled without a round")
+    if member.request.drafted_here:
+        return StepMember(session_id, member.num_prefill_tokens, (), num_to_draft=member.num_verified)
     draft, rest = resident.round.draft[: member.num_verified], resident.round.draft[member.num_verified :]
     return StepMember(session_id, member.num_prefill_tokens, draft, rest[0] if rest else None)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from wisp.calibration.sweep import SweepSettings
 from wisp.config import ServerConfig
 from wisp.engines.base import TargetEngine
-from wisp.errors import FormatError
+from wisp.engines.co_located import CoLocatedTarget
+from wisp.errors import ConfigError, FormatError
 from wisp.formats.calibration import Calibration
 from wisp.logs import logger
 from wisp.policy.batch_time import BatchTimeModel
-from wisp.policy.estimator import VerificationTimeEstimator
-from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
-from wisp.policy.slo_aware import SLOAwareScheduler
+from wisp.policy.scheduler import Scheduler, SchedulerLimits
+from wisp.policy.systems import SYSTEMS, Drafts, SchedulerTerms, System
 
 log = logger(__name__)
 
@@ -21,6 +19,19 @@ AT_START = SweepSettings(
     time_budget=14.0, num_shapes=48, repeats=3, max_requests=16, max_cached_tokens=1024, max_chunk_tokens=128
 )
 """What a server measures before it takes devices: enough to begin with, the batches that run teach it the rest."""
+
+
+def checked_system(config: ServerConfig) -> System:
+    """The system's row. Raises ConfigError where the configuration does not go with it."""
+    system = SYSTEMS[config.system]
+    if config.profile is not None and not system.estimates:
+        raise ConfigError(f"the system {config.system} asks for no batch times: leave the profile out")
+    drafts_here = system.drafts is Drafts.ON_SERVER
+    if drafts_here and config.draft is None:
+        raise ConfigError(f"the system {config.system} drafts on the server: name a draft model with --draft")
+    if config.draft is not None and not drafts_here:
+        raise ConfigError(f"the system {config.system} does not draft on the server: give --draft to `wisp edge`")
+    return system
 
 
 def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLimits:
@@ -36,21 +47,15 @@ def scheduler_limits(engine: TargetEngine, config: ServerConfig) -> SchedulerLim
 
 
 def build_scheduler(engine: TargetEngine, config: ServerConfig) -> Scheduler:
-    """The scheduler that was asked for; the engine must be idle. Raises FormatError."""
-    return SCHEDULERS[config.scheduler](engine, config)
-
-
-def _fcfs(engine: TargetEngine, config: ServerConfig) -> Scheduler:
-    return FCFSScheduler(scheduler_limits(engine, config))
-
-
-def _slo(engine: TargetEngine, config: ServerConfig) -> Scheduler:
-    return SLOAwareScheduler(
-        scheduler_limits(engine, config), VerificationTimeEstimator(batch_time_model(engine, config))
+    """The scheduler of the configured system; the engine must be idle. Raises ConfigError and FormatError."""
+    system = checked_system(config)
+    terms = SchedulerTerms(
+        scheduler_limits(engine, config),
+        batch_time_model(engine, config) if system.estimates else BatchTimeModel(),
+        engine.measured_draft_time() if isinstance(engine, CoLocatedTarget) else None,
+        config.scheduler_settings,
     )
-
-
-SCHEDULERS: Mapping[str, Callable[[TargetEngine, ServerConfig], Scheduler]] = {"fcfs": _fcfs, "slo": _slo}
+    return system.scheduler(terms)
 
 
 def batch_time_model(engine: TargetEngine, config: ServerConfig) -> BatchTimeModel:

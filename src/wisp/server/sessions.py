@@ -194,8 +194,15 @@ class ServerSession:
                 survival=request.survival[: len(draft)] if isinstance(request, DraftRequest) else (),
                 deadline=running.deadline,
                 slo=self.slo,
+                max_own_draft=self._max_own_draft(running),
             )
         )
+
+    def _max_own_draft(self, running: _Running) -> int:
+        """Tokens that the server may draft itself: a round of plain decoding ends with one of the target's own."""
+        if isinstance(running.request, DraftRequest):
+            return 0
+        return max(min(running.tokens_left - 1, self.max_history - self.num_tokens), 0)
 
     def _on_outcome(self, running: _Running, outcome: StepOutcome | EngineError, hints: Hints) -> None:
         if isinstance(outcome, EngineError):
@@ -204,24 +211,24 @@ class ServerSession:
             self.on_failure(self)
             return
         before = self.num_tokens
-        self.num_tokens += outcome.num_accepted + (outcome.next_token is not None)
+        self.num_tokens += outcome.num_committed
         self.finish_reason = outcome.finish_reason
         if self.finish_reason is None and self.num_tokens > self.max_history:
             self.finish_reason = FinishReason.LENGTH
-        running.tokens_left -= 1
+        running.tokens_left -= 1 + len(outcome.own_tokens)
         last = running.tokens_left == 0 or self.finish_reason is not None
-        self._send_verdict(before, outcome, hints, final=last)
+        self._send_verdicts(before, outcome, hints, final=last)
         if last or running.stopped or self.stream is None:
             if not last:
                 self._send_null(running.request, self.num_tokens)
             self._running = None
             self._start_pending()
         else:
-            self._decode_on(running)
+            self._decode_on(running, outcome.num_committed)
 
-    def _decode_on(self, running: _Running) -> None:
+    def _decode_on(self, running: _Running, num_committed: int) -> None:
         """The next token of a plain decoding round, due one token time after the one before."""
-        running.deadline += 1.0 / self.slo.tokens_per_s
+        running.deadline += num_committed / self.slo.tokens_per_s
         if self.stream is not None and self.stream.congested:
             running.paused = True
             self.stream.on_relief.append(lambda: self._resume(running))
@@ -246,14 +253,24 @@ class ServerSession:
 
     # Frames
 
-    def _send_verdict(self, before: int, outcome: StepOutcome, hints: Hints, *, final: bool) -> None:
+    def _send_verdicts(self, before: int, outcome: StepOutcome, hints: Hints, *, final: bool) -> None:
+        """One on the device's draft; where the server drafted itself, one per token."""
+        parts = _token_by_token(outcome) if outcome.own_tokens else [outcome]
+        for part in parts[:-1]:
+            self._send_verdict(before, part, hints, None, final=False)
+            before += part.num_committed
+        self._send_verdict(before, parts[-1], hints, self.finish_reason, final=final)
+
+    def _send_verdict(
+        self, before: int, outcome: StepOutcome, hints: Hints, finish_reason: FinishReason | None, *, final: bool
+    ) -> None:
         verdict = Verdict(
             round=self.round,
             num_verified=outcome.num_verified,
             num_accepted=outcome.num_accepted,
             next_token=outcome.next_token,
             logprobs=outcome.logprobs,
-            finish_reason=self.finish_reason,
+            finish_reason=finish_reason,
             final=final,
             hints=hints,
         )
@@ -280,6 +297,12 @@ class ServerSession:
         if self._running is None and self._pending is None and self.stream is not None:
             for data in self._frames:
                 self.stream.send(data)
+
+
+def _token_by_token(outcome: StepOutcome) -> list[StepOutcome]:
+    """The tokens that plain decoding committed at once, each as an outcome of its own."""
+    tokens = [*outcome.own_tokens, *(() if outcome.next_token is None else (outcome.next_token,))]
+    return [StepOutcome(next_token=token, logprobs=outcome.logprobs[i : i + 1]) for i, token in enumerate(tokens)]
 
 
 def engine_id(owner: str, wire_id: int) -> SessionId:

@@ -51,6 +51,16 @@ class AcceptanceModel:
         return (rng.random(num_positions) < predicted).tolist(), predicted.tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class StatedConfidence:
+    """The predictor whose estimates the drafted tokens carry as their confidence; see AcceptancePredictor."""
+
+    persistence: float = 0.0
+
+    def __call__(self, stats: DraftStats, position: int, acceptance: float) -> float:
+        return stats.confidence
+
+
 def stats(predicted: float) -> DraftStats:
     """Draft statistics of a two-way choice with this confidence: all of them say the same."""
     p = min(max(predicted, 1e-6), 1.0 - 1e-6)

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from wisp.config import parse_settings
 from wisp.errors import ConfigError
 from wisp.formats.calibration import Calibration
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.acceptance import AcceptanceModel
 from wisp.sim.capacity import Interval, capacity, paired_ratio
-from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, beside
 from wisp.sim.report import Report
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
@@ -59,6 +60,8 @@ class SimulationOptions:
     seed: int = 0
     seeds: int = 3
     capacity: bool = False
+    server_draft: str = "qwen3-0.6b"
+    settings: tuple[str, ...] = ()
     json_output: bool = False
 
 
@@ -89,6 +92,7 @@ def scenario_of(options: SimulationOptions) -> Scenario:
     )
     return Scenario(
         batch_time=hardware if profile is None else profile.model.predict,
+        server_drafter=beside(hardware, _choose("model", options.server_draft, MODELS)),
         num_devices=options.devices,
         fleet=Fleet(
             draft_speed=spread(options.draft_speed),
@@ -98,6 +102,7 @@ def scenario_of(options: SimulationOptions) -> Scenario:
         ),
         workload=_workload(options),
         limits=limits,
+        scheduler_settings=parse_settings(options.settings),
         warmup=options.warmup,
         duration=options.duration,
     )
@@ -177,27 +182,28 @@ def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence
 
 
 def _report_table(reports: Mapping[str, Report]) -> Table:
-    table = Table(Column("", no_wrap=True), *reports, title="Simulated: modelled hardware, network and devices")
-    for label, value in _ROWS:
-        table.add_row(label, *(value(report) for report in reports.values()))
+    columns = (Column(label, justify="right") for label, _ in _COLUMNS)
+    table = Table(Column("system", no_wrap=True), *columns, title="Simulated: modelled hardware, network and devices")
+    for name, report in reports.items():
+        table.add_row(name, *(value(report) for _, value in _COLUMNS))
     return table
 
 
-_ROWS: Sequence[tuple[str, Callable[[Report], str]]] = (
-    ("sessions judged", lambda report: f"{report.num_sessions}"),
+_COLUMNS: Sequence[tuple[str, Callable[[Report], str]]] = (
+    ("sessions", lambda report: f"{report.num_sessions}"),
     ("attained", lambda report: f"{report.attainment:.1%}"),
-    ("attained, worst class", lambda report: f"{min(report.attainment_by_class.values(), default=1.0):.1%}"),
-    ("goodput, tokens/s", lambda report: f"{report.goodput:.0f}"),
-    ("all tokens/s", lambda report: f"{report.tokens_per_s:.0f}"),
-    ("first token, p95", lambda report: f"{report.p95_first_token_time:.2f} s"),
+    ("worst class", lambda report: f"{min(report.attainment_by_class.values(), default=1.0):.1%}"),
+    ("good tok/s", lambda report: f"{report.goodput:.0f}"),
+    ("all tok/s", lambda report: f"{report.tokens_per_s:.0f}"),
+    ("first token p95, s", lambda report: f"{report.p95_first_token_time:.2f}"),
     ("engine busy", lambda report: f"{report.utilisation:.0%}"),
-    ("requests per batch", lambda report: f"{report.requests_per_batch:.1f}"),
-    ("queue time, p95", lambda report: f"{report.p95_queue_time * 1e3:.0f} ms"),
-    ("interference, mean", lambda report: f"{report.mean_interference * 1e3:.1f} ms"),
-    ("engine time per token", lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f} ms"),
+    ("batch", lambda report: f"{report.requests_per_batch:.1f}"),
+    ("queue p95, ms", lambda report: f"{report.p95_queue_time * 1e3:.0f}"),
+    ("interference, ms", lambda report: f"{report.mean_interference * 1e3:.1f}"),
+    ("engine ms per token", lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f}"),
     ("positions per token", lambda report: f"{report.cost.positions_per_token:.2f}"),
-    ("accepted / drafted", lambda report: f"{report.drafting.accepted_share:.1%}"),
-    ("drafting time wasted", lambda report: f"{report.drafting.waste_ratio:.1%}"),
+    ("accepted", lambda report: f"{report.drafting.accepted_share:.0%}"),
+    ("wasted", lambda report: f"{report.drafting.waste_ratio:.0%}"),
 )
 
 

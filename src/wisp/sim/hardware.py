@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wisp.errors import ConfigError, FormatError
-from wisp.policy.batch_time import BatchShape
+from wisp.policy.batch_time import BatchShape, BatchTime
 
 KV_BYTES = 2
 """Of a key's or a value's element: KV caches are kept in 16 bits."""
@@ -96,6 +96,7 @@ class ModelShape:
 MODELS: Mapping[str, ModelShape] = {
     "qwen3-32b": ModelShape(64, 5120, 25600, 64, 8, 128, 151936),
     "qwen3-14b": ModelShape(40, 5120, 17408, 40, 8, 128, 151936),
+    "qwen3-0.6b": ModelShape(28, 1024, 3072, 16, 8, 128, 151936),
     "qwen3-8b": ModelShape(36, 4096, 12288, 32, 8, 128, 151936),
     "llama-3.1-70b": ModelShape(80, 8192, 28672, 64, 8, 128, 128256),
     "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),
@@ -169,3 +170,24 @@ class Roofline:
         fixed = self.fixed_s + self.per_request_s * shape.num_requests
         attention = self.attention_time(shape.num_cached, shape.num_attended)
         return fixed + self.matmul_time(shape.num_new) + attention
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDrafter:
+    """A drafter beside the target."""
+
+    batch_time: BatchTime
+    kv_capacity_tokens: int
+    """What is left of the KV cache: the drafter has weights and a cache of its own."""
+
+
+DRAFTER_FIXED_S = 0.001
+"""Assumed for one step of a drafter beside the target: within a step, nothing is scheduled, only launched."""
+
+
+def beside(target: Roofline, drafter: ModelShape) -> ServerDrafter:
+    """A drafter in 16 bits on the target's GPU; sessions keep the caches of both models. Raises ConfigError."""
+    alone = Roofline(target.gpu, drafter, fixed_s=DRAFTER_FIXED_S)
+    room = target.gpu.memory_bytes * (1.0 - RESERVED_MEMORY) - target.weight_bytes - alone.weight_bytes
+    capacity = int(room / (target.model.kv_bytes_per_token + drafter.kv_bytes_per_token))
+    return ServerDrafter(alone, max(capacity, 0))

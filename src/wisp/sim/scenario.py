@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from wisp.policy.batch_time import BatchTime
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.session import SessionSettings
 from wisp.sim.device import Drafter
+from wisp.sim.hardware import ServerDrafter
 from wisp.sim.network import LinkModel
 from wisp.sim.workload import Spread, Workload
 
@@ -51,11 +53,15 @@ class Scenario:
     """Hardware, fleet, workload and time; durations in seconds."""
 
     batch_time: BatchTime
+    server_drafter: ServerDrafter | None = None
+    """For systems that draft on the server."""
     num_devices: int = 100
     """Of a closed fleet; open arrivals and traces make a device for each session."""
     fleet: Fleet = field(default_factory=Fleet)
     workload: Workload = field(default_factory=Workload)
     limits: SchedulerLimits = LIMITS
+    scheduler_settings: Mapping[str, float] = field(default_factory=dict)
+    """Fields of SLOAwareSettings that are to differ from the systems' own."""
     settings: SessionSettings = field(default_factory=SessionSettings)
     warmup: float = 30.0
     """Sessions offered before are not judged."""

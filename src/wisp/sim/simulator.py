@@ -7,13 +7,18 @@ same seed brings the same devices, prompts, answers and pauses, and runs of diff
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from wisp.errors import ConfigError
+from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.session import Session
-from wisp.policy.systems import System
+from wisp.policy.stop_rules import StopTerms, make_stop_rule
+from wisp.policy.systems import Drafts, SchedulerTerms, System
+from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.device import Device, DeviceRules
+from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
 from wisp.sim.network import Link
 from wisp.sim.report import Observer, Report
@@ -51,10 +56,20 @@ class Simulation:
     def __post_init__(self) -> None:
         scenario, system = self.scenario, self.system
         self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end)
-        scheduler = system.scheduler(scenario.limits)
-        self.verifier = Verifier(self.events, scheduler, scenario.batch_time, self.observer.on_batch)
-        longest = scenario.workload.longest_output
-        self._rules = DeviceRules(system.stop_rule, system.drafts, scenario.settings, longest)
+        scheduler = system.scheduler(_terms(scenario, system))
+        self.verifier = Verifier(
+            self.events,
+            scheduler,
+            scenario.batch_time,
+            self.observer.on_batch,
+            None if scenario.server_drafter is None else scenario.server_drafter.batch_time,
+        )
+        self._rules = DeviceRules(
+            stop_rule=make_stop_rule(system.stop_rule, _stop_terms(system)),
+            drafts=system.drafts is Drafts.ON_DEVICES,
+            settings=scenario.settings,
+            max_new_tokens=scenario.workload.longest_output,
+        )
         self._arrivals = self._open_arrivals()
 
     def run(self, progress: Progress | None = None) -> Report:
@@ -135,6 +150,22 @@ class Simulation:
         self._num_arrived += 1
         self._begin(device, traced)
         self._await_arrival()
+
+
+def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
+    """What a server knows when it starts: the limits, and fits to measurements of its engine and drafter."""
+    known = initial_model(scenario.batch_time) if system.estimates else BatchTimeModel()
+    if system.drafts is not Drafts.ON_SERVER:
+        return SchedulerTerms(scenario.limits, known, settings=scenario.scheduler_settings)
+    drafter = scenario.server_drafter
+    if drafter is None:
+        raise ConfigError("a system that drafts on the server needs a drafter there")
+    limits = replace(scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens)
+    return SchedulerTerms(limits, known, initial_model(drafter.batch_time), scenario.scheduler_settings)
+
+
+def _stop_terms(system: System) -> StopTerms:
+    return StopTerms(system.max_draft_tokens, system.threshold, StatedConfidence())
 
 
 def simulate(scenario: Scenario, system: System, seed: int, progress: Progress | None = None) -> Report:

@@ -72,6 +72,8 @@ class Verifier:
     scheduler: Scheduler
     batch_time: BatchTime
     watch: WatchesBatches
+    draft_time: BatchTime | None = None
+    """Of a drafter beside the target, for the systems that draft on the server."""
     _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
     _opening: list[ServedSession] = field(default_factory=list, init=False)
     _busy: bool = field(default=False, init=False)
@@ -160,6 +162,7 @@ class Verifier:
                 survival=request.survival if isinstance(request, DraftRequest) else (),
                 deadline=session.deadline,
                 slo=session.script.slo,
+                max_own_draft=0 if isinstance(request, DraftRequest) else session.tokens_left - 1,
             )
         )
         self._woken = True
@@ -168,8 +171,27 @@ class Verifier:
         for member in batch.members:
             self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
-        elapsed = self.batch_time(BatchShape.of(batch))
+        elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch)
         self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, elapsed))
+
+    def _drafting_time(self, batch: Batch) -> float:
+        """Seconds that the drafter beside the target takes: it drafts for all members together, token by token."""
+        drafting = [member for member in batch.members if member.request.drafted_here and member.num_verified]
+        if not drafting:
+            return 0.0
+        assert self.draft_time is not None, "the scheduler drafts on the server, where there is no drafter"
+        time, position = 0.0, 0
+        while still := [member for member in drafting if (member.num_verified or 0) > position]:
+            # The first step also reads what the drafter has not seen: the prompt, and the last committed token.
+            first = position == 0
+            time += self.draft_time(
+                BatchShape.of_members(
+                    (1 + (member.num_prefill_tokens if first else 0), member.request.num_history_tokens + position)
+                    for member in still
+                )
+            )
+            position += 1
+        return time
 
     def _done(self, job: tuple[Batch, float, float]) -> None:
         batch, started, elapsed = job
@@ -197,23 +219,42 @@ class Verifier:
         return outcome
 
     def _deliver(self, session: ServedSession, num_verified: int, outcome: Outcome, hints: Hints) -> None:
-        """Send a verdict; plain decoding goes on with its next token, due one token time after the one before."""
+        """Send what came of a round: one verdict on a draft, one per token of plain decoding, which then goes on."""
         request = session.request
         assert request is not None, "a verdict answers a request"
-        session.tokens_left -= 1
-        final = session.tokens_left == 0 or outcome.finish_reason is not None
-        session.send(
-            Verdict(
-                round=request.round,
-                num_verified=num_verified,
-                num_accepted=outcome.num_accepted,
-                next_token=outcome.next_token,
-                finish_reason=outcome.finish_reason,
-                final=final,
-                hints=hints,
+        if isinstance(request, DraftRequest):
+            session.tokens_left = 0
+            session.send(
+                Verdict(
+                    round=request.round,
+                    num_verified=num_verified,
+                    num_accepted=outcome.num_accepted,
+                    next_token=outcome.next_token,
+                    finish_reason=outcome.finish_reason,
+                    hints=hints,
+                )
             )
-        )
-        if not final:
-            session.deadline += 0.0 if session.script.slo is None else 1.0 / session.script.slo.tokens_per_s
-            session.arrival = self.events.now
-            self._queue(session)
+            return
+        session.tokens_left -= outcome.num_committed
+        going_on = session.tokens_left > 0 and outcome.finish_reason is None
+        for position in range(session.num_output - outcome.num_committed, session.num_output):
+            last = position == session.num_output - 1
+            session.send(
+                Verdict(
+                    round=request.round,
+                    num_verified=0,
+                    num_accepted=0,
+                    next_token=session.script.token(position),
+                    finish_reason=outcome.finish_reason if last else None,
+                    final=last and not going_on,
+                    hints=hints,
+                )
+            )
+        if going_on:
+            self._decode_on(session, outcome.num_committed)
+
+    def _decode_on(self, session: ServedSession, num_committed: int) -> None:
+        """Plain decoding's next token is due one token time after the one before."""
+        session.deadline += 0.0 if session.script.slo is None else num_committed / session.script.slo.tokens_per_s
+        session.arrival = self.events.now
+        self._queue(session)
