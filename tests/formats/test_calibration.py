@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ CALIBRATION = Calibration(
     model=BatchTimeModel(0.005, 0.0002, ridge_tokens=64.0),
     held_out=Errors(0.05, 0.1, -0.01),
     repeats=Errors(0.02, 0.06),
+    source="a test",
 )
 
 
@@ -28,6 +30,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     """Samples, coefficients and errors."""
     CALIBRATION.save(tmp_path / "profile.json")
     assert Calibration.load(tmp_path / "profile.json") == CALIBRATION
+
+
+def test_members_that_are_alike_are_written_once(tmp_path: Path) -> None:
+    """With their number; a file stays small."""
+    members = ((9, 5), *((1, 100),) * 200, (9, 5))
+    replace(CALIBRATION, samples=(BatchSample(members, (1.0,)),)).save(tmp_path / "profile.json")
+    content = json.loads((tmp_path / "profile.json").read_text())
+    assert content["samples"][0]["members"] == [[9, 5], [1, 100, 200], [9, 5]]
+    assert Calibration.load(tmp_path / "profile.json").samples[0].members == members
 
 
 def test_a_sample_knows_its_shape_and_its_median() -> None:
@@ -46,6 +57,8 @@ def test_a_sample_knows_its_shape_and_its_median() -> None:
         ({"samples": [{"members": [], "times": [1.0]}]}, "a sample has members"),
         ({"samples": [{"members": [[1, 2]], "times": [0.0]}]}, "positive times"),
         ({"samples": [{"members": [[1]], "times": [1.0]}]}, "is damaged"),
+        ({"samples": [{"members": [[1, 2, 3, 4]], "times": [1.0]}]}, "is damaged"),
+        ({"source": 3}, "source are texts"),
         ({"model": {"fixed_s": 1.0}}, "per_token_s"),
         ({"held_out": {"mean": "1", "p95": 1.0, "bias": 0.0}}, "'1' is not a number"),
         ({"repeats": {"mean": float("inf"), "p95": 1.0, "bias": 0.0}}, "inf is not a number"),

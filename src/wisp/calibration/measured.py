@@ -2,8 +2,9 @@
 
     T(B) = M(B) * exp(sum_i w_i r_i / sum_i w_i),   w_i = 1 / |x(B) - x_i|^2   over the 8 nearest samples i
 
-x are the logarithms of the shape's four numbers, in standard deviations of the samples; M is the batch-time model
-fitted to the samples, and r_i = log(t_i / M_i) what it leaves. Far from all samples M decides.
+x are the logarithms of the shape's four numbers and of the positions past the first of each request (engines have
+kernels of their own where there are none), in standard deviations of the samples; M is the batch-time model fitted to
+the samples, and r_i = log(t_i / M_i) what it leaves. Far from all samples M decides.
 
 Hardware and estimator must not know the same: every other sample is the hardware's, those in between are what an
 estimator may be fitted to. Sweeps measure shapes in an order that means nothing.
@@ -87,4 +88,5 @@ def repeat_ratios(samples: Sequence[BatchSample]) -> tuple[float, ...]:
 
 
 def _point(shape: BatchShape) -> NDArray[np.float64]:
-    return np.log1p([shape.num_new, shape.num_attended, shape.num_cached, shape.num_requests])
+    several = max(shape.num_new - shape.num_requests, 0)
+    return np.log1p([shape.num_new, shape.num_attended, shape.num_cached, shape.num_requests, several])

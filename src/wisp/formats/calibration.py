@@ -1,10 +1,14 @@
-"""What a calibration measured and fitted, on disk: every batch shape with its repeated times."""
+"""What a calibration measured and fitted, on disk: every batch shape with its repeated times.
+
+A member is [new, cached] or, several of them alike, [new, cached, how many].
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,13 +19,15 @@ from wisp.policy.batch_time import BatchShape, BatchTimeModel
 FORMAT = "wisp-calibration"
 VERSION = 1
 
+Members = tuple[tuple[int, int], ...]
+"""New and cached tokens of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchSample:
     """One batch that was measured several times."""
 
-    members: tuple[tuple[int, int], ...]
-    """New and cached tokens of each."""
+    members: Members
     times: tuple[float, ...]
     """Seconds, one per repeat."""
 
@@ -59,11 +65,15 @@ class Calibration:
     """Of a fit to half of the shapes on the other half."""
     repeats: Errors
     """Of single measurements against the median of their own shape: no estimator can do better."""
+    source: str = ""
+    """Where the samples come from, and under which licence, if not from `wisp calibrate`."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON. Raises FormatError."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["samples"] = [{"members": _grouped(one.members), "times": one.times} for one in self.samples]
         try:
-            path.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}) + "\n")
+            path.write_text(json.dumps(content) + "\n")
         except OSError as error:
             raise FormatError(f"cannot write the calibration {path}: {error}") from error
 
@@ -91,10 +101,10 @@ class Calibration:
 
 
 def _parse(content: dict[str, Any]) -> Calibration:
-    given = {field.name: content[field.name] for field in fields(Calibration)}
+    given = {"source": "", **content}
     texts = (given["model_id"], given["dtype"], given["device"])
-    if not all(isinstance(text, str) for text in texts) or not isinstance(given["emulated"], bool):
-        raise TypeError("model_id, dtype and device are texts, emulated is true or false")
+    if not all(isinstance(text, str) for text in (*texts, given["source"])) or not isinstance(given["emulated"], bool):
+        raise TypeError("model_id, dtype, device and source are texts, emulated is true or false")
     return Calibration(
         *texts,
         given["emulated"],
@@ -102,11 +112,20 @@ def _parse(content: dict[str, Any]) -> Calibration:
         BatchTimeModel(**_numbers(given["model"], fields(BatchTimeModel))),
         Errors(**_numbers(given["held_out"], fields(Errors), signed=True)),
         Errors(**_numbers(given["repeats"], fields(Errors), signed=True)),
+        given["source"],
     )
 
 
+def _grouped(members: Members) -> list[list[int]]:
+    groups = [(member, len(list(alike))) for member, alike in groupby(members)]
+    return [[*member, count] if count > 1 else [*member] for member, count in groups]
+
+
 def _sample(content: dict[str, Any]) -> BatchSample:
-    members = tuple((int(num_new), int(num_cached)) for num_new, num_cached in content["members"])
+    members: Members = ()
+    for num_new, num_cached, *count in content["members"]:
+        (times_alike,) = count or (1,)
+        members += ((int(num_new), int(num_cached)),) * int(times_alike)
     times = tuple(_number(time) for time in content["times"])
     if not members or not times or min(times) <= 0.0:
         raise ValueError("a sample has members and positive times")
