@@ -109,5 +109,5 @@ def test_interference_is_what_a_batch_takes_longer_than_its_member_alone() -> No
     """V(B) - V({j}), for the requests that are verified in it."""
     requests = [VerificationRequest(name, 1, 10, 9, 2, 0.0) for name in "abc"]
     members = (BatchMember(requests[0], 0, 0), BatchMember(requests[1], 0, 2), BatchMember(requests[2], 5, None))
-    times = verification_interference(Batch(members), lambda shape: 1.0 + shape.num_new)
+    times = verification_interference(Batch(members), 10.0, lambda num_new, num_cached: 1.0 + num_new)
     assert times == [8.0, 6.0]

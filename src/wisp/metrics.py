@@ -6,10 +6,9 @@ tokens per second and a limit to the first token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.session import RoundRecord
 from wisp.types import SLO, Batch
 
@@ -30,6 +29,18 @@ class DraftingSummary:
     """Spent past the first rejected token of each round."""
     trimmed_time: float
     """Spent on tokens that the server did not verify."""
+
+    def __add__(self, other: DraftingSummary) -> DraftingSummary:
+        """Both sets of rounds together."""
+        return DraftingSummary(
+            self.num_drafted + other.num_drafted,
+            self.num_verified + other.num_verified,
+            self.num_accepted + other.num_accepted,
+            self.num_committed + other.num_committed,
+            self.draft_time + other.draft_time,
+            self.wasted_time + other.wasted_time,
+            self.trimmed_time + other.trimmed_time,
+        )
 
     @property
     def accepted_share(self) -> float:
@@ -156,11 +167,16 @@ class ServerCost:
         return self.engine_time / self.num_committed if self.num_committed else 0.0
 
 
-def verification_interference(batch: Batch, batch_time: BatchTime) -> list[float]:
-    """V(B) - V({j}) of each request j that is verified in batch B: seconds that it waits for the others' tokens."""
-    together = batch_time(BatchShape.of(batch))
-    alone = [BatchShape.of(Batch((member,))) for member in batch.members if member.completes]
-    return [together - batch_time(shape) for shape in alone]
+def verification_interference(batch: Batch, together: float, alone: Callable[[int, int], float]) -> list[float]:
+    """V(B) - V({j}) of each request j that is verified in batch B: seconds that it waits for the others' tokens.
+
+    `together` is V(B); `alone` gives V({j}) from the new and the cached tokens of j.
+    """
+    return [
+        together - alone(member.num_new_tokens, member.request.num_cached_tokens)
+        for member in batch.members
+        if member.completes
+    ]
 
 
 def _token_time(record: RoundRecord) -> float:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from wisp.policy.batch_time import BatchShape
-from wisp.policy.controller import FixedLength
-from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
+from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.session import SessionSettings
-from wisp.policy.systems import SYSTEMS, System
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.acceptance import AcceptanceModel
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.simulator import Simulation, simulate
@@ -135,7 +134,7 @@ def test_a_closed_loop_has_the_throughput_of_its_cycle(
         drain=0.0,
         ramp=0.0,
     )
-    report = simulate(scenario, System("", FixedLength(4), FCFSScheduler), seed=0)
+    report = simulate(scenario, SYSTEMS["fixed"], seed=0)
     assert report.rounds_per_s == pytest.approx(rounds_per_s, rel=0.01)
     assert report.mean_queue_time == pytest.approx(queue_time, rel=0.01, abs=1e-9)
 

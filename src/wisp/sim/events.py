@@ -27,15 +27,16 @@ class Events:
 
     def run(self, settle: Callable[[], None], until: float = inf) -> None:
         """Take all events of one instant, then `settle`; until none is left, `until` is past, or `stop` was called."""
-        heap = self._heap
+        heap, num_taken = self._heap, self.num_taken
         self.running = True
         while heap and self.running and heap[0][0] <= until:
             self.now = now = heap[0][0]
             while heap and heap[0][0] <= now:
                 _, _, action, argument = heappop(heap)
                 action(argument)
-                self.num_taken += 1
+                num_taken += 1
             settle()
+        self.num_taken = num_taken
 
     def stop(self) -> None:
         """Let `run` return after this instant."""

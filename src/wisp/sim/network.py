@@ -8,6 +8,9 @@ import numpy as np
 
 from wisp.errors import ConfigError
 
+BLOCK = 32
+"""Messages whose delays are drawn at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkModel:
@@ -26,6 +29,15 @@ class LinkModel:
         if min(self.delay, self.jitter) < 0.0:
             raise ConfigError(f"delay and jitter must not be negative, not {self.delay} and {self.jitter}")
 
+    def draw(self, rng: np.random.Generator, num_messages: int) -> list[float]:
+        """Delays of so many messages."""
+        delays = np.full(num_messages, self.delay)
+        if self.jitter:
+            delays += rng.exponential(self.jitter, num_messages)
+        if self.loss:
+            delays += self.retransmission_time * (rng.geometric(1.0 - self.loss, num_messages) - 1)
+        return delays.tolist()
+
 
 @dataclass(slots=True)
 class Link:
@@ -33,15 +45,13 @@ class Link:
 
     model: LinkModel
     rng: np.random.Generator
+    _delays: list[float] = field(default_factory=list, init=False)
+    """Drawn ahead: one at a time they cost more than everything else that a message causes."""
     _last: float = field(default=0.0, init=False)
 
     def arrival(self, sent: float) -> float:
         """When a message that is sent now gets there."""
-        model = self.model
-        delay = model.delay
-        if model.jitter:
-            delay += self.rng.exponential(model.jitter)
-        if model.loss:
-            delay += model.retransmission_time * (self.rng.geometric(1.0 - model.loss) - 1)
-        self._last = max(self._last, sent + delay)
+        if not self._delays:
+            self._delays = self.model.draw(self.rng, BLOCK)[::-1]
+        self._last = max(self._last, sent + self._delays.pop())
         return self._last

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +22,8 @@ from wisp.metrics import (
     verification_interference,
     within_capacity,
 )
-from wisp.policy.batch_time import BatchTime
-from wisp.policy.session import RoundRecord, Session
+from wisp.policy.batch_time import BatchShape, BatchTime
+from wisp.policy.session import Session
 from wisp.types import SLO, Batch
 
 UNLIMITED = SLO("none", 1e-9, float("inf"))
@@ -76,14 +80,24 @@ class Observer:
     start: float
     end: float
     """Of the judged window."""
-    queue_times: list[float] = field(default_factory=list, init=False)
+    queue_times: array[float] = field(default_factory=lambda: array("d"), init=False)
     """Of every verified request in the window, in the order of their batches."""
-    interference: list[float] = field(default_factory=list, init=False)
+    interference: array[float] = field(default_factory=lambda: array("d"), init=False)
     sessions: list[SessionOutcome] = field(default_factory=list, init=False)
-    records: list[RoundRecord] = field(default_factory=list, init=False)
+    drafting: DraftingSummary = field(default_factory=lambda: summarise_drafting(()), init=False)
+    _alone: Callable[[int, int], float] = field(init=False)
     num_batches: int = field(default=0, init=False)
     num_positions: int = field(default=0, init=False)
     engine_time: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        batch_time = self.batch_time
+
+        def alone(num_new: int, num_cached: int) -> float:
+            return batch_time(BatchShape().plus(num_new, num_cached))
+
+        # Asked for every member of every batch, and answered alike for most of them.
+        self._alone = lru_cache(maxsize=1 << 16)(alone)
 
     def on_batch(self, batch: Batch, started: float, elapsed: float) -> None:
         """Take a batch that is done."""
@@ -92,8 +106,9 @@ class Observer:
         self.num_batches += 1
         self.num_positions += batch.num_new_tokens
         self.engine_time += elapsed
-        self.queue_times += [started - member.request.arrival for member in batch.members if member.completes]
-        self.interference += verification_interference(batch, self.batch_time)
+        self.queue_times.extend(started - member.request.arrival for member in batch.members if member.completes)
+        together = self.batch_time(BatchShape.of(batch))
+        self.interference.extend(verification_interference(batch, together, self._alone))
 
     def judges(self, offered: float) -> bool:
         """Whether a session that is offered then counts."""
@@ -103,15 +118,16 @@ class Observer:
         """Take a session that is over, or cut off."""
         slo = session.slo or UNLIMITED
         startup = session.settings.startup_time
-        self.sessions.append(SessionOutcome(slo, session.started, session.token_times, finished, startup))
+        token_times = array("d", session.token_times)
+        self.sessions.append(SessionOutcome(slo, session.started, token_times, finished, startup))
         if self.judges(session.started):
-            self.records += session.records
+            self.drafting += summarise_drafting(session.records)
 
     def report(self, num_events: int, now: float) -> Report:
         """Add it all up."""
         judged = [session for session in self.sessions if self.judges(session.offered)]
         first_token_times = [session.token_times[0] - session.offered for session in judged if session.token_times]
-        num_tokens = sum(self.start <= time < self.end for session in self.sessions for time in session.token_times)
+        num_tokens = sum(self._num_in_window(session.token_times) for session in self.sessions)
         length = self.end - self.start
         num_rounds = len(self.queue_times)
         return Report(
@@ -131,15 +147,18 @@ class Observer:
             mean_first_token_time=_mean(first_token_times),
             p95_first_token_time=_p95(first_token_times),
             cost=ServerCost(self.num_positions, self.engine_time, num_tokens),
-            drafting=summarise_drafting(self.records),
+            drafting=self.drafting,
             num_events=num_events,
             virtual_time=now,
         )
 
+    def _num_in_window(self, times: Sequence[float]) -> int:
+        return bisect_left(times, self.end) - bisect_left(times, self.start)
 
-def _mean(values: list[float]) -> float:
+
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def _p95(values: list[float]) -> float:
+def _p95(values: Sequence[float]) -> float:
     return float(np.percentile(values, 95)) if values else 0.0
