@@ -37,7 +37,7 @@ class EstimatorSettings:
     """How fast to learn, and how careful to be."""
 
     drift: float = 4e-4
-    """Variance that each coefficient gains per batch, relative to itself, in units of a measurement's variance."""
+    """Variance that each coefficient gains per batch, in its own units, over the variance of a relative measurement."""
     initial_variance: float = 4.0
     """Of the coefficients, in the same units."""
     speed_window: int = 16
@@ -152,7 +152,7 @@ class _Window:
 
 
 def _scale(model: BatchTimeModel) -> Vector:
-    """Units in which every coefficient is about 1; one that is zero may come to a tenth of a typical batch."""
+    """Units of the coefficients: themselves, or what comes to a tenth of a typical batch where that is more."""
     typical = max(model.predict(_TYPICAL), 1e-6)
     features = np.maximum(np.array(model.features(_TYPICAL)), 1.0)
-    return np.where(np.array(model.coefficients) > 0.0, model.coefficients, 0.1 * typical / features)
+    return np.maximum(np.array(model.coefficients), 0.1 * typical / features)
