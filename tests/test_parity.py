@@ -7,7 +7,7 @@ emulated engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any
@@ -16,23 +16,40 @@ import pytest
 
 from tests.fakes import fake_card
 from tests.virtual_time import VirtualEngineTime, run
+from wisp.engines.co_located import CoLocatedTarget
 from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import ServerBusy
-from wisp.policy.batch_time import BatchTimeModel
-from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
-from wisp.policy.systems import SYSTEMS, System
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.scheduler import Scheduler, SchedulerLimits
+from wisp.policy.systems import SYSTEMS, Drafts, System
 from wisp.protocol import frames
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.loop import VerificationLoop
 from wisp.server.registry import RegistryLimits, SessionRegistry, engine_id
 from wisp.server.stream import DeviceStream
+from wisp.sim.hardware import ServerDrafter
 from wisp.sim.scenario import Fleet, Scenario
+from wisp.sim.script import SessionScript
 from wisp.sim.simulator import Simulation
 from wisp.sim.verifier import ServedSession
 from wisp.sim.workload import Lengths, Spread, Workload
-from wisp.types import SLO, Admitted, Batch, DecodeRequest, DraftRequest, RetryAfter, Verdict, WaitUntil
+from wisp.types import (
+    SLO,
+    Admitted,
+    Batch,
+    DecodeRequest,
+    DraftedToken,
+    DraftRequest,
+    GenerationRequest,
+    RetryAfter,
+    SessionDemand,
+    Verdict,
+    WaitUntil,
+)
 
 BATCH_TIME = BatchTimeModel(fixed_s=0.02, per_token_s=0.0004, per_cached_s=1e-6, per_request_s=0.0003).predict
+DRAFT_TIME = BatchTimeModel(fixed_s=1 / 256, per_token_s=0.0, per_request_s=1 / 8192).predict
+"""Of a drafter beside the target; in powers of two, so that a step lasts the same in whatever order it is added up."""
 NUM_BATCHES = 1000
 OWNER = "me"
 
@@ -40,16 +57,24 @@ Decision = tuple[float, tuple[tuple[str, int, int, int | None], ...]]
 """When, and for each member its session, round, prefill chunk and draft tokens to verify."""
 
 
-class Recording(FCFSScheduler):
-    """First come, first served, and a record of what was decided."""
+class Recording:
+    """A scheduler, and a record of what it decided."""
 
-    def __init__(self, limits: SchedulerLimits, decisions: list[Decision]) -> None:
-        super().__init__(limits)
-        self.decisions = decisions
-        self.num_evicted = 0
+    def __init__(self, inner: Scheduler) -> None:
+        self._inner = inner
+        self.decisions: list[Decision] = []
+        self.num_evicted = self.num_refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
+        answer = self._inner.admit(session, now)
+        self.num_refused += isinstance(answer, RetryAfter)
+        return answer
 
     def schedule(self, now: float) -> Batch | WaitUntil:
-        decision = super().schedule(now)
+        decision = self._inner.schedule(now)
         if isinstance(decision, Batch):
             members = [
                 (one.request.session_id, one.request.round, one.num_prefill_tokens, one.num_verified)
@@ -59,9 +84,47 @@ class Recording(FCFSScheduler):
         return decision
 
     def evictions(self) -> tuple[str, ...]:
-        evictions = super().evictions()
+        evictions = self._inner.evictions()
         self.num_evicted += len(evictions)
         return evictions
+
+
+@dataclass
+class ScriptedDrafter:
+    """The drafter beside the live target: it proposes what the simulator's script says, and takes time for it."""
+
+    scripts: dict[str, SessionScript]
+    """By prompt, see `LiveVerifier.open`."""
+    sleep: Callable[[float], None]
+    model_id: str = "scripted"
+    vocabulary: str | None = None
+    vocabulary_size: int | None = None
+    weights: str | None = None
+    context_length: int = 1 << 31
+    _sessions: dict[str, tuple[SessionScript, int, int]] = field(default_factory=dict)
+    """Script, committed and drafted output tokens."""
+
+    def open(self, session_id: str, request: GenerationRequest) -> None:
+        self._sessions[session_id] = self.scripts[str(request.tokens[0])], request.num_output_tokens, 0
+
+    def draft(self, session_ids: Sequence[str]) -> list[DraftedToken | None]:
+        drafted = []
+        for session_id in session_ids:
+            script, committed, ahead = self._sessions[session_id]
+            drafted.append(script.drafted(committed + ahead))
+            self._sessions[session_id] = script, committed, ahead + 1
+        self.sleep(DRAFT_TIME(BatchShape(num_requests=len(session_ids))))
+        return drafted  # type: ignore[return-value]
+
+    def commit(self, session_id: str, num_accepted: int, tokens: Sequence[int]) -> None:
+        script, committed, _ = self._sessions[session_id]
+        self._sessions[session_id] = script, committed + num_accepted + len(tokens), 0
+
+    def close(self, session_id: str) -> None:
+        del self._sessions[session_id]
+
+    def shutdown(self) -> None:
+        self._sessions.clear()
 
 
 class LoopEvents:
@@ -102,6 +165,7 @@ class LiveVerifier:
 
     registry: SessionRegistry
     recorded: dict[tuple[int, ...], tuple[int, ...]]
+    scripts: dict[str, SessionScript]
     served: dict[str, tuple[Receiving, int]] = field(default_factory=dict)
 
     def open(self, session: ServedSession) -> Admitted | RetryAfter:
@@ -113,6 +177,7 @@ class LiveVerifier:
         request = script.generation(session.max_new_tokens)
         prompt = (number,) * script.num_prompt_tokens  # tells the sessions of the record apart
         self.recorded[prompt] = tuple(script.token(position) for position in range(script.num_output_tokens))
+        self.scripts[str(number)] = script
         slo = None if script.slo is None else script.slo.name
         try:
             self.registry.open(stream, frames.open_to_wire(number, 1, replace(request, tokens=prompt, slo=slo)))
@@ -145,16 +210,23 @@ def _scenario(num_devices: int, **limits: int) -> Scenario:
         limits=SchedulerLimits(
             **{"max_sessions": 64, "max_batch_requests": 12, "max_batch_tokens": 96, "max_prefill_tokens": 48, **limits}
         ),
+        server_drafter=ServerDrafter(DRAFT_TIME, limits.get("kv_capacity_tokens", 1 << 31)),
         warmup=0.0,
         duration=1000.0,
         ramp=2.0,
     )
 
 
+def _recording(system: System) -> System:
+    """The same system, whose scheduler is recorded."""
+    return replace(system, scheduler=lambda terms: Recording(system.scheduler(terms)))
+
+
 def _simulated(scenario: Scenario, system: System) -> Recording:
     """Decisions of the simulator, until there are enough."""
-    scheduler = Recording(scenario.limits, [])
-    simulation = Simulation(scenario, replace(system, scheduler=lambda _: scheduler), seed=5)
+    simulation = Simulation(scenario, _recording(system), seed=5)
+    scheduler = simulation.verifier.scheduler
+    assert isinstance(scheduler, Recording)
     watch = simulation.verifier.watch
 
     def stop_when_done(batch: Batch, started: float, elapsed: float) -> None:
@@ -169,13 +241,16 @@ def _simulated(scenario: Scenario, system: System) -> Recording:
 
 async def _live(scenario: Scenario, system: System, until: float) -> list[Decision]:
     """Decisions of the live server up to some time, with the simulator's devices."""
-    simulation = Simulation(scenario, system, seed=5)
-    scheduler = Recording(scenario.limits, [])
-    engine_time, recorded = VirtualEngineTime(), {}
+    simulation = Simulation(scenario, _recording(system), seed=5)
+    scheduler = simulation.verifier.scheduler
+    assert isinstance(scheduler, Recording)
+    engine_time, recorded, scripts = VirtualEngineTime(), {}, {}
     card = replace(fake_card(context_length=1 << 20), vocabulary_size=1 << 20)
     target = TimedTarget(card, RecordedOutputs(recorded), BATCH_TIME, engine_time.sleep)
     clock = asyncio.get_running_loop().time
-    loop = VerificationLoop(target, scheduler, clock, engine_time)
+    drafter = ScriptedDrafter(scripts, engine_time.sleep)
+    engine = CoLocatedTarget(target, drafter) if system.drafts is Drafts.ON_SERVER else target
+    loop = VerificationLoop(engine, scheduler, clock, engine_time)
     limits = RegistryLimits(
         max_sessions=1 << 20,
         max_sessions_per_stream=4,
@@ -184,7 +259,7 @@ async def _live(scenario: Scenario, system: System, until: float) -> list[Decisi
         slo_classes=scenario.workload.slos,
         default_slo="a",
     )
-    verifier = LiveVerifier(SessionRegistry(card, loop, scheduler, clock, limits), recorded)
+    verifier = LiveVerifier(SessionRegistry(card, loop, scheduler, clock, limits), recorded, scripts)
     simulation.events, simulation.verifier = LoopEvents(), verifier  # type: ignore[assignment]
     for index in range(scenario.num_devices):
         start = scenario.ramp * index / scenario.num_devices

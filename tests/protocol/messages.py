@@ -31,6 +31,7 @@ _KINDS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_UINT32: st.one_of(st.integers(0, 4), st.integers(0, VOCABULARY), st.integers(0, 2**32 - 1)),
     FieldDescriptor.TYPE_FIXED64: st.one_of(st.integers(0, 3), st.integers(0, 2**64 - 1)),
     FieldDescriptor.TYPE_FLOAT: st.floats(width=32),
+    FieldDescriptor.TYPE_DOUBLE: st.floats(),
     FieldDescriptor.TYPE_BOOL: st.booleans(),
     FieldDescriptor.TYPE_STRING: st.text(max_size=8),
     FieldDescriptor.TYPE_BYTES: st.binary(max_size=8),

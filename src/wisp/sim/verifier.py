@@ -172,7 +172,7 @@ class Verifier:
             self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
         elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch)
-        self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, elapsed))
+        self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now))
 
     def _drafting_time(self, batch: Batch) -> float:
         """Seconds that the drafter beside the target takes: it drafts for all members together, token by token."""
@@ -193,8 +193,9 @@ class Verifier:
             position += 1
         return time
 
-    def _done(self, job: tuple[Batch, float, float]) -> None:
-        batch, started, elapsed = job
+    def _done(self, job: tuple[Batch, float]) -> None:
+        batch, started = job
+        elapsed = self.events.now - started  # as a clock says it: the estimator must learn the same as the live one
         self._busy, self._woken = False, True
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
