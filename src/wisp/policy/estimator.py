@@ -155,4 +155,5 @@ def _scale(model: BatchTimeModel) -> Vector:
     """Units of the coefficients: themselves, or what comes to a tenth of a typical batch where that is more."""
     typical = max(model.predict(_TYPICAL), 1e-6)
     features = np.maximum(np.array(model.features(_TYPICAL)), 1.0)
-    return np.maximum(np.array(model.coefficients), 0.1 * typical / features)
+    units: Vector = np.maximum(np.array(model.coefficients), 0.1 * typical / features)
+    return units
