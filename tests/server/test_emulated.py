@@ -9,13 +9,13 @@ import pytest
 
 from tests.formats.test_calibration import CALIBRATION
 from tests.training.traces import PAIR, header
-from wisp.config import ModelConfig, ServerConfig, slo_class
+from wisp.config import ModelConfig, ServerConfig
 from wisp.demo.pair import TARGET
 from wisp.engines import vocabulary
 from wisp.errors import ConfigError, FormatError, ModelError
 from wisp.formats.trace import TraceRecord, TraceWriter
 from wisp.server.app import build_engine
-from wisp.types import SLO, GenerationRequest, SamplingParams, StopRules
+from wisp.types import GenerationRequest, SamplingParams, StopRules
 
 
 def _config(tmp_path: Path, *, model: Path = TARGET, of_pair: bool = True) -> ServerConfig:
@@ -52,15 +52,3 @@ def test_a_trace_without_batch_times_is_refused(tmp_path: Path) -> None:
     """And the other way round."""
     with pytest.raises(ConfigError, match="--batch-times"):
         ServerConfig(ModelConfig("m"), replay=tmp_path / "trace.jsonl")
-
-
-def test_slo_classes_are_read_from_text() -> None:
-    """Name, speed, first token."""
-    assert slo_class("fast:12:2.5") == SLO("fast", 12.0, 2.5)
-
-
-@pytest.mark.parametrize("text", ["fast", "fast:12", "fast:x:1", ":12:2", "fast:0:1", "fast:inf:1", "fast:12:-1"])
-def test_slo_classes_that_are_none_are_refused(text: str) -> None:
-    """With the form that is expected, or the limits."""
-    with pytest.raises(ConfigError, match="an SLO class"):
-        slo_class(text)

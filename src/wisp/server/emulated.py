@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from wisp.calibration.measured import MeasuredBatchTime
 from wisp.config import ModelConfig, ServerConfig
 from wisp.engines import vocabulary
 from wisp.engines.base import ModelCard
@@ -28,7 +29,7 @@ def emulated_target(config: ServerConfig) -> TimedTarget:
             f"{config.replay} was recorded with another vocabulary ({header.pair.vocabulary}) than that of "
             f"{config.target.model} ({card.vocabulary}): serve the target that made the trace"
         )
-    return TimedTarget(card, RecordedOutputs.of(records), times.model.predict, time.sleep)
+    return TimedTarget(card, RecordedOutputs.of(records), MeasuredBatchTime(times.samples), time.sleep)
 
 
 def _card(target: ModelConfig, times: Calibration) -> ModelCard:

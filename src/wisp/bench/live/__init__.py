@@ -1,0 +1,1 @@
+"""`wisp bench`: systems compared on a real server over the real wire, with emulated devices."""

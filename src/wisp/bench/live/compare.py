@@ -1,0 +1,146 @@
+"""The comparison: cell by cell, seed by seed, the systems in turns, each with the fleet that its search wants next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+from tokenizers import Tokenizer
+
+from wisp.bench.live.devices import DriverModels, InlineExecutor
+from wisp.bench.live.fleet import Workload
+from wisp.bench.live.inputs import CellInputs, batch_time, batch_times_file, cell_inputs, trained_predictor
+from wisp.bench.live.point import Load, run_point
+from wisp.bench.live.results import Point, Results
+from wisp.bench.live.search import bounds, next_size
+from wisp.bench.live.servers import Served, TargetUnderTest, served
+from wisp.bench.live.settings import BenchSettings, Cell
+from wisp.config import EdgeConfig, ModelConfig
+from wisp.edge.app import load_drafter
+from wisp.engines.base import DraftEngine
+from wisp.engines.replay import ReplayDrafter
+from wisp.sim.traces import load_trace
+
+_POINT_OVERHEAD = 3.0
+"""Seconds that connecting and adding up take at most, for the time limit."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """A run of `wisp bench`."""
+
+    settings: BenchSettings
+    folder: Path
+    results: Results
+    progress: Progress
+    deadline: float = float("inf")
+    """By `time.monotonic`: no point is begun that may end later."""
+
+    async def run(self) -> None:
+        """Measure what the results lack. Raises errors of the tree."""
+        preparing = self.progress.add_task("preparing", total=None)
+        calibration = await batch_times_file(self.settings, self.folder)
+        inputs = [await cell_inputs(self.settings, cell, self.folder) for cell in self.settings.cells]
+        self.progress.remove_task(preparing)
+        for number, (cell, given) in enumerate(zip(self.settings.cells, inputs, strict=True)):
+            share = (self.deadline - time.monotonic()) / (len(inputs) - number)
+            await self._run_cell(cell, given, calibration, time.monotonic() + share)
+
+    async def _run_cell(self, cell: Cell, inputs: CellInputs, calibration: Path, deadline: float) -> None:
+        settings, search = self.settings, self.settings.search
+        total = len(settings.systems) * settings.num_seeds * search.max_points
+        bar = self.progress.add_task(cell.name, total=total, completed=self._num_done(cell))
+        if any(self._next(cell, system, seed) for seed in self._seeds for system in settings.systems):
+            async with self._servers(inputs, calibration) as servers, self._models(inputs) as models:
+                for seed in self._seeds:
+                    await self._run_seed(cell, inputs, seed, servers, models, calibration, deadline, bar)
+        self.progress.update(bar, completed=total)
+
+    async def _run_seed(
+        self,
+        cell: Cell,
+        inputs: CellInputs,
+        seed: int,
+        servers: Sequence[Served],
+        models: DriverModels,
+        calibration: Path,
+        deadline: float,
+        bar: TaskID,
+    ) -> None:
+        """The systems in turns until no search wants more, or the time is up."""
+        timing = self.settings.timing
+        expected = batch_time(self.settings, calibration)
+        workload = self._workload(inputs)
+        while todo := [(one, size) for one in servers if (size := self._next(cell, one.system, seed))]:
+            for one, size in todo:
+                if time.monotonic() + timing.longest + _POINT_OVERHEAD > deadline:
+                    return
+                load = Load(cell.fleet, workload, timing, seed, size)
+                at = self.progress.add_task(f"  {one.system}, {size} devices", total=timing.longest)
+                measures = await run_point(one, load, models, expected, self._advance(at))
+                self.progress.remove_task(at)
+                self.results.add(Point(cell.name, one.system, seed, size, measures))
+                self.progress.update(bar, completed=self._num_done(cell))
+
+    def _advance(self, task: TaskID) -> Callable[[float], None]:
+        return lambda seconds: self.progress.update(task, completed=seconds)
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.settings.seed, self.settings.seed + self.settings.num_seeds)
+
+    def _num_done(self, cell: Cell) -> int:
+        return sum(point.cell == cell.name for point in self.results.points)
+
+    def _next(self, cell: Cell, system: str, seed: int) -> int | None:
+        """The fleet that a system's search wants next; later seeds begin where the one before ended."""
+        search = self.settings.search
+        tried = self.results.tried(cell.name, system, seed, search.level)
+        if len(tried) >= search.max_points:
+            return None
+        start = search.start
+        if seed > self.settings.seed:
+            start = bounds(self.results.tried(cell.name, system, seed - 1, search.level))[0] or start
+        return next_size(tried, start, search.largest, search.resolution)
+
+    def _workload(self, inputs: CellInputs) -> Workload:
+        lengths = () if self.settings.workload is None else load_trace(self.settings.workload)
+        return Workload(inputs.records, [slo.name for slo in self.settings.slos], lengths)
+
+    @asynccontextmanager
+    async def _servers(self, inputs: CellInputs, calibration: Path) -> AsyncGenerator[list[Served], None]:
+        """One for each system; they start one after the other, and only one is under load at a time."""
+        settings = self.settings
+        replay = inputs.trace if settings.engine == "timed" else None
+        target = TargetUnderTest(settings.target, settings.draft, settings.slos, calibration, replay)
+        starting = self.progress.add_task("starting servers", total=len(settings.systems))
+        async with AsyncExitStack() as stack:
+            servers = []
+            for system in settings.systems:
+                servers.append(await stack.enter_async_context(served(system, target, self.folder)))
+                self.progress.advance(starting)
+            self.progress.remove_task(starting)
+            yield servers
+
+    @asynccontextmanager
+    async def _models(self, inputs: CellInputs) -> AsyncGenerator[DriverModels, None]:
+        """The drafter of all devices: replayed, or the real one on a thread."""
+        settings = self.settings
+        engine: DraftEngine = ReplayDrafter(inputs.header, inputs.records)
+        executor: Executor = InlineExecutor()
+        if settings.real_drafts:
+            config = EdgeConfig("127.0.0.1:1", draft=ModelConfig(str(settings.draft)))
+            engine = await asyncio.to_thread(load_drafter, config)
+            executor = ThreadPoolExecutor(1, thread_name_prefix="wisp-drafter")
+        tokenizer = Tokenizer.from_file(str(settings.target / "tokenizer.json"))
+        try:
+            yield DriverModels(inputs.header, engine, executor, tokenizer, trained_predictor(settings))
+        finally:
+            executor.shutdown()
+            engine.shutdown()

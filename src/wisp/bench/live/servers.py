@@ -1,0 +1,80 @@
+"""The servers under test: `wisp serve` as processes, one for each system."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wisp.config import EdgeConfig, with_system
+from wisp.demo.processes import command
+from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.types import SLO
+
+MAX_SESSIONS = 4096
+KV_GIB = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUnderTest:
+    """What serves: a real model, or an emulated one."""
+
+    model: Path
+    """Folder of the target."""
+    draft: Path
+    """Folder of the draft model: for the system that drafts on the server."""
+    slos: Sequence[SLO]
+    calibration: Path
+    """Batch times: what schedulers start from, and of an emulated target what batches last."""
+    replay: Path | None = None
+    """Emulated: the trace that gives the verdicts."""
+
+    @property
+    def emulated(self) -> bool:
+        return self.replay is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that runs one system."""
+
+    system: str
+    ready: dict[str, Any]
+    device: EdgeConfig
+    """How devices connect and draft under this system."""
+    tokens: Path
+    batch_log: Path
+
+    def accept(self, tokens: Sequence[str]) -> None:
+        """Let these credentials in from now on, and no others."""
+        names = (f"{token} device-{token}" for token in tokens)
+        self.tokens.write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+@asynccontextmanager
+async def served(system: str, target: TargetUnderTest, folder: Path) -> AsyncGenerator[Served, None]:
+    """A server for `system`, its files in `folder`. Raises EngineError when it does not start."""
+    tokens, log = folder / f"{system}-tokens", folder / f"{system}-batches.jsonl"
+    tokens.write_text("nobody-yet\n", encoding="utf-8")
+    arguments = [*_arguments(system, target), "--tokens-file", str(tokens), "--batch-log", str(log)]
+    async with command(["serve", str(target.model), *arguments]) as ready:
+        device = with_system(EdgeConfig(server=ready["address"]), system)
+        yield Served(system, ready, device, tokens, log)
+
+
+def _arguments(system: str, target: TargetUnderTest) -> list[str]:
+    row = SYSTEMS[system]
+    arguments = ["--system", system, "--port", "0", "--max-sessions", str(MAX_SESSIONS)]
+    for slo in target.slos:
+        arguments += ["--slo-class", f"{slo.name}={slo.tokens_per_s},{slo.first_token_s}"]
+    arguments += ["--default-slo", target.slos[0].name]
+    if target.replay is not None:
+        return [*arguments, "--replay", str(target.replay), "--batch-times", str(target.calibration)]
+    arguments += ["--kv-gib", str(KV_GIB)]
+    if row.drafts is Drafts.ON_SERVER:
+        arguments += ["--draft", str(target.draft)]
+    if row.estimates:
+        arguments += ["--profile", str(target.calibration)]
+    return arguments
