@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -30,10 +30,10 @@ class BatchSample:
     members: Members
     times: tuple[float, ...]
     """Seconds, one per repeat."""
+    shape: BatchShape = field(init=False, repr=False, compare=False)
 
-    @property
-    def shape(self) -> BatchShape:
-        return BatchShape.of_members(self.members)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", BatchShape.of_members(self.members))
 
     @property
     def time(self) -> float:
