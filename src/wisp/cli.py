@@ -95,6 +95,7 @@ def serve(
         Path | None, typer.Option(help="Emulate: verdicts of this trace; MODEL is a folder, no weights are loaded.")
     ] = None,
     batch_times: Annotated[Path | None, typer.Option(help="Emulate: batches last as long as this file says.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(help="Emulate: tokens that the KV cache holds.")] = None,
     batch_log: Annotated[Path | None, typer.Option(help="Write down every batch, as JSON lines.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private CA and the token live.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="Own TLS certificate chain (PEM).")] = None,
@@ -143,6 +144,7 @@ def serve(
         **parse_slo_classes(slo_class or (), default_slo),
         replay=replay,
         batch_times=batch_times,
+        kv_tokens=kv_tokens,
         batch_log=batch_log,
     )
     raise typer.Exit(run(config, json_output=json_output))

@@ -112,12 +112,17 @@ class ServerConfig:
     """Emulated: verdicts are those of this trace (of `wisp trace`); the target's weights are not needed."""
     batch_times: Path | None = None
     """Emulated: batches last as long as this file (of `wisp calibrate`) says."""
+    kv_tokens: int | None = None
+    """Emulated: tokens that the KV cache holds; None: no limit."""
     batch_log: Path | None = None
     """Where to write down every batch."""
 
     def __post_init__(self) -> None:
         both = (self.replay is None) == (self.batch_times is None)
         _require(both, "an emulated target needs a trace and batch times: give --replay and --batch-times, or neither")
+        unlimited = self.kv_tokens is None
+        _require(unlimited or self.replay is not None, "--kv-tokens is for emulated targets; others take --kv-gib")
+        _require(self.kv_tokens is None or self.kv_tokens >= 1, f"kv_tokens must be at least 1, not {self.kv_tokens}")
         _check_port(self.port)
         for name in ("max_sessions", "max_batch_requests", "max_batch_tokens", "max_prefill_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")

@@ -29,7 +29,10 @@ def emulated_target(config: ServerConfig) -> TimedTarget:
             f"{config.replay} was recorded with another vocabulary ({header.pair.vocabulary}) than that of "
             f"{config.target.model} ({card.vocabulary}): serve the target that made the trace"
         )
-    return TimedTarget(card, RecordedOutputs.of(records), MeasuredBatchTime(times.samples), time.sleep)
+    target = TimedTarget(card, RecordedOutputs.of(records), MeasuredBatchTime(times.samples), time.sleep)
+    if config.kv_tokens is not None:
+        target.kv_capacity_tokens = config.kv_tokens
+    return target
 
 
 def _card(target: ModelConfig, times: Calibration) -> ModelCard:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from wisp.calibration.measured import MeasuredBatchTime
 from wisp.calibration.sweep import SweepSettings
 from wisp.config import ServerConfig
 from wisp.engines.base import TargetEngine
 from wisp.engines.co_located import CoLocatedTarget
+from wisp.engines.timed import TimedTarget
 from wisp.errors import ConfigError, FormatError
 from wisp.formats.calibration import Calibration
 from wisp.logs import logger
@@ -26,6 +28,8 @@ def checked_system(config: ServerConfig) -> System:
     system = SYSTEMS[config.system]
     if config.profile is not None and not system.estimates:
         raise ConfigError(f"the system {config.system} asks for no batch times: leave the profile out")
+    if config.scheduler_settings and not system.estimates:
+        raise ConfigError(f"the system {config.system} serves first come, first served: it has no scheduler settings")
     drafts_here = system.drafts is Drafts.ON_SERVER
     if drafts_here and config.draft is None:
         raise ConfigError(f"the system {config.system} drafts on the server: name a draft model with --draft")
@@ -59,7 +63,9 @@ def build_scheduler(engine: TargetEngine, config: ServerConfig) -> Scheduler:
 
 
 def batch_time_model(engine: TargetEngine, config: ServerConfig) -> BatchTimeModel:
-    """From the profile, measured now, or rough. Raises FormatError."""
+    """From the profile, measured now, or rough; of emulated hardware what it does not know itself. Raises FormatError."""
+    if isinstance(engine, TimedTarget) and isinstance(engine.batch_time, MeasuredBatchTime):
+        return engine.batch_time.estimated
     card = engine.card
     if config.profile is not None:
         calibration = Calibration.load(config.profile)

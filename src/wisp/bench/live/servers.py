@@ -14,6 +14,7 @@ from wisp.policy.systems import SYSTEMS, Drafts
 from wisp.types import SLO
 
 MAX_SESSIONS = 4096
+MAX_BATCH_REQUESTS = 256
 KV_GIB = 2.0
 
 
@@ -30,10 +31,8 @@ class TargetUnderTest:
     """Batch times: what schedulers start from, and of an emulated target what batches last."""
     replay: Path | None = None
     """Emulated: the trace that gives the verdicts."""
-
-    @property
-    def emulated(self) -> bool:
-        return self.replay is not None
+    kv_tokens: int | None = None
+    """Emulated: tokens that the KV cache holds; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,13 @@ async def served(system: str, target: TargetUnderTest, folder: Path) -> AsyncGen
 def _arguments(system: str, target: TargetUnderTest) -> list[str]:
     row = SYSTEMS[system]
     arguments = ["--system", system, "--port", "0", "--max-sessions", str(MAX_SESSIONS)]
+    arguments += ["--max-batch-requests", str(MAX_BATCH_REQUESTS)]
     for slo in target.slos:
         arguments += ["--slo-class", f"{slo.name}={slo.tokens_per_s},{slo.first_token_s}"]
     arguments += ["--default-slo", target.slos[0].name]
     if target.replay is not None:
-        return [*arguments, "--replay", str(target.replay), "--batch-times", str(target.calibration)]
+        arguments += ["--replay", str(target.replay), "--batch-times", str(target.calibration)]
+        return arguments if target.kv_tokens is None else [*arguments, "--kv-tokens", str(target.kv_tokens)]
     arguments += ["--kv-gib", str(KV_GIB)]
     if row.drafts is Drafts.ON_SERVER:
         arguments += ["--draft", str(target.draft)]
