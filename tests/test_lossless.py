@@ -17,9 +17,14 @@ import pytest
 import torch
 
 from tests.edge.endpoint import Setup, everything, server_config
+from tests.edge.test_stop_rules import saved_predictor
 from tests.engines import tiny_models
+from wisp.config import STOP_RULES, EdgeConfig, ModelConfig, with_system
+from wisp.engines.co_located import CoLocatedTarget
 from wisp.engines.drafter import TransformersDrafter
 from wisp.engines.target import TransformersTarget
+from wisp.formats.trace import PairIdentity
+from wisp.policy.systems import SYSTEMS, Drafts
 from wisp.types import GenerationRequest
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma2", "phi3", "gpt_oss", "gpt2")
@@ -100,6 +105,58 @@ async def test_greedy_is_generate(tmp_path: Path, name: str) -> None:
     details = [answer.usage.completion_tokens_details for answer in answers]
     assert sum(each.accepted_prediction_tokens for each in details) > 0
     assert sum(each.rejected_prediction_tokens for each in details) > 0
+
+
+@asynccontextmanager
+async def stack_of(cache: Path, system: str) -> AsyncGenerator[Setup, None]:
+    """Everything as a system has it; its devices' part by the name of the system, as `wisp edge --system` does."""
+    drafts_here = SYSTEMS[system].drafts is Drafts.ON_SERVER
+    config = server_config(
+        max_prefill_tokens=24,
+        max_batch_tokens=40,
+        system=system,
+        draft=ModelConfig("noisy") if drafts_here else None,
+        calibrate=False,
+        scheduler_settings={"max_load": 1e9} if SYSTEMS[system].estimates else {},  # nobody is to be refused
+    )
+    target: Any = TransformersTarget(tiny_models.loaded("llama"))
+    drafter: Any = noisy_drafter("llama")
+    path = saved_predictor(cache, PairIdentity("llama", "?", "llama", drafter.weights, drafter.vocabulary))
+    engine = CoLocatedTarget(target, noisy_drafter("llama")) if drafts_here else target
+    device = with_system(EdgeConfig("here:1", predictor=path), system)
+    drafting = {name: getattr(device, name) for name in ("max_draft_tokens", "stop_rule", "stop_threshold")}
+    async with everything(cache, engine, drafter, config, predictor=path, **drafting) as setup:
+        yield setup
+
+
+async def texts_of(cache: Path, system: str, **of_request: Any) -> list[list[str]]:
+    """Tokens of greedy and of sampled completions, asked for all at once."""
+    samplings = ({"temperature": 0}, {"temperature": 1.1, "seed": 9}, {"temperature": 0.9, "seed": 4, "top_p": 0.9})
+    async with stack_of(cache, system) as setup:
+        asked = [
+            complete(setup, prompt, **sampling, extra_body={"wisp": of_request} if of_request else {})
+            for prompt in prompts()
+            for sampling in samplings
+        ]
+        return [tokens for answer in await asyncio.gather(*asked) for tokens in tokens_of(answer)]
+
+
+@pytest.fixture(scope="module")
+def plain_texts(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What the target writes by itself; `test_greedy_is_generate` ties it to transformers."""
+    return asyncio.run(texts_of(tmp_path_factory.mktemp("plain"), "centralized"))
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "centralized"])
+async def test_every_system_writes_the_targets_text(tmp_path: Path, system: str, plain_texts: list[list[str]]) -> None:
+    """Batches, drafts and cuts of every row of the table: greedy and seeded text stays what the target writes alone."""
+    assert await texts_of(tmp_path, system) == plain_texts
+
+
+@pytest.mark.parametrize("rule", STOP_RULES)
+async def test_every_stop_rule_leaves_the_targets_text(tmp_path: Path, rule: str, plain_texts: list[list[str]]) -> None:
+    """Asked for by the request, under the scheduler that cuts drafts."""
+    assert await texts_of(tmp_path, "wisp-plus", stop_rule=rule) == plain_texts
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids="-".join)

@@ -16,6 +16,7 @@ from wisp.config import EdgeConfig, ModelConfig, ServerConfig
 from wisp.edge.app import Endpoint, serving
 from wisp.edge.tokenizer import parse
 from wisp.server.app import RunningServer, start_server
+from wisp.server.scheduling import build_scheduler
 from wisp.types import GenerationRequest, SamplingParams, StopRules
 
 KEY = "secret"
@@ -67,7 +68,8 @@ async def everything(
     """Server, device and client."""
     target = target or FakeTarget()
     drafter = drafter or FakeDrafter()
-    running = await start_server(target, server or server_config())
+    config = server or server_config()
+    running = await start_server(target, config, scheduler=build_scheduler(target, config))
     try:
         async with edge_of(running.address, cache, drafter, **fields) as (endpoint, client):
             yield Setup(client, target, drafter, running, endpoint)
