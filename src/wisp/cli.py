@@ -311,10 +311,19 @@ def train(
 @app.command()
 def simulate(
     system: Annotated[list[str] | None, typer.Option(help="System to run (repeatable); default: all.")] = None,
-    gpu: Annotated[str, typer.Option(help="Data sheet of the server's GPU.")] = "a100-80gb",
-    model: Annotated[str, typer.Option(help="Target model, or the path of a config.json.")] = "qwen3-32b",
+    gpu: Annotated[str | None, typer.Option(help="Data sheet of the server's GPU; default: a100-80gb.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Target model, or the path of a config.json; default: qwen3-32b.")
+    ] = None,
     weight_bits: Annotated[int, typer.Option(help="16, 8 or 4.")] = 16,
-    profile: Annotated[Path | None, typer.Option(help="Measured batch times instead of the data sheet's.")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Measured batch times: qwen3-32b-rtx-pro-6000, or a file of `wisp calibrate`."),
+    ] = None,
+    batch_noise: Annotated[
+        bool, typer.Option("--batch-noise", help="Batches last as unevenly as the profile's repeats did.")
+    ] = False,
+    kv_tokens: Annotated[int | None, typer.Option(help="What the KV cache holds; default: what fits.")] = None,
     devices: Annotated[int, typer.Option(help="In a closed fleet: each asks again after a pause.")] = 100,
     think: Annotated[float, typer.Option(help="That pause, mean seconds.")] = 5.0,
     rate: Annotated[float | None, typer.Option(help="Open arrivals instead: sessions per second.")] = None,
@@ -346,13 +355,11 @@ def simulate(
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
     from wisp.sim.app import SimulationOptions, run_simulation
+    from wisp.sim.machine import MachineOptions
 
     run_simulation(
         SimulationOptions(
-            gpu=gpu,
-            model=model,
-            weight_bits=weight_bits,
-            profile=profile,
+            machine=MachineOptions(gpu, model, weight_bits, profile, batch_noise, kv_tokens, server_draft),
             systems=tuple(system or ()),
             devices=devices,
             rate=rate,
@@ -370,7 +377,6 @@ def simulate(
             variation=variation,
             think=think,
             max_batch=max_batch,
-            server_draft=server_draft,
             settings=tuple(setting or ()),
             warmup=warmup,
             duration=duration,

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.formats.test_calibration import CALIBRATION
 from wisp.errors import ConfigError
-from wisp.policy.batch_time import BatchShape
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.app import SimulationOptions, run_simulation, scenario_of
-from wisp.sim.hardware import MODELS
+from wisp.sim.app import SimulationOptions, run_simulation
+from wisp.sim.machine import MachineOptions
 
 QUICK = SimulationOptions(
-    model="qwen3-8b",
+    machine=MachineOptions(model="qwen3-8b"),
     systems=("centralized", "sled-fcfs"),
     devices=4,
     output_tokens=8.0,
@@ -76,33 +74,9 @@ def _row(time: int) -> dict[str, int]:
     return {"timestamp": time, "input_length": 20, "output_length": 5}
 
 
-def test_measured_profiles_and_models_on_disk_replace_the_built_in_ones(tmp_path: Path) -> None:
-    """By path."""
-    CALIBRATION.save(tmp_path / "profile.json")
-    config = tmp_path / "config.json"
-    shape = MODELS["qwen3-8b"]
-    keys = {
-        "num_hidden_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocabulary_size,
-    }
-    config.write_text(json.dumps(keys))
-    scenario = scenario_of(replace(QUICK, profile=tmp_path / "profile.json", model=str(config)))
-    assert scenario.batch_time(BatchShape.of_members([(5, 100), (1, 7)])) == CALIBRATION.model.predict(
-        CALIBRATION.samples[0].shape
-    )
-    assert scenario.limits.kv_capacity_tokens == scenario_of(QUICK).limits.kv_capacity_tokens
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gpu": "abacus"}, "unknown GPU 'abacus': there are a100-80gb"),
-        ({"model": "eliza"}, "unknown model 'eliza'"),
         ({"systems": ("telepathy",)}, "unknown system 'telepathy'"),
         ({"slo": "fast"}, "SLO classes are speeds"),
         ({"slo": "0"}, "must be positive"),

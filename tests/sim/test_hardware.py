@@ -15,6 +15,9 @@ MEASURED_LAYER = {1: 670e-6, 64: 744e-6, 128: 821e-6, 512: 1499e-6, 2048: 5397e-
 """Seconds of one layer's dense kernels of Qwen3-32B on an RTX PRO 6000 by tokens: LLMServingSim, commit 5daddb2."""
 
 
+TIED = {"qwen3-0.6b"}
+
+
 @pytest.mark.parametrize(("num_tokens", "seconds"), MEASURED_LAYER.items())
 def test_the_roofline_is_close_to_measured_kernels(num_tokens: int, seconds: float) -> None:
     """Within 10 % from 1 to 2,048 tokens; the head is measured apart, at 1.1 ms."""
@@ -31,11 +34,11 @@ def test_attention_of_a_roofline_is_close_to_measured_kernels() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_have_the_size_that_is_in_their_name(name: str) -> None:
-    """The embedding added."""
+    """The embedding added, unless it is the head's transpose."""
     shape = MODELS[name]
     billions = float(name.rsplit("-", maxsplit=1)[-1].removesuffix("b"))
-    total = shape.num_matmul_parameters + shape.vocabulary_size * shape.hidden_size
-    assert total / 1e9 == pytest.approx(billions, rel=0.06)
+    embedding = 0 if name in TIED else shape.vocabulary_size * shape.hidden_size
+    assert (shape.num_matmul_parameters + embedding) / 1e9 == pytest.approx(billions, rel=0.06)
 
 
 def test_a_batch_costs_what_its_parts_cost() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from rich.table import Column, Table
 
 from wisp.config import parse_settings
 from wisp.errors import ConfigError
-from wisp.formats.calibration import Calibration
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.acceptance import AcceptanceModel
 from wisp.sim.capacity import Interval, capacity, paired_ratio
-from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, beside
+from wisp.sim.machine import Machine, MachineOptions, choose, machine_of
 from wisp.sim.report import Report
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
@@ -34,10 +33,7 @@ LONGEST_PROMPT, LONGEST_OUTPUT = 8192, 2048
 class SimulationOptions:
     """What `wisp simulate` was told; ranges are given as `LOW-HIGH` or as one value."""
 
-    gpu: str = "a100-80gb"
-    model: str = "qwen3-32b"
-    weight_bits: int = 16
-    profile: Path | None = None
+    machine: MachineOptions = field(default_factory=MachineOptions)
     systems: tuple[str, ...] = ()
     devices: int = 100
     rate: float | None = None
@@ -60,14 +56,15 @@ class SimulationOptions:
     seed: int = 0
     seeds: int = 3
     capacity: bool = False
-    server_draft: str = "qwen3-0.6b"
     settings: tuple[str, ...] = ()
     json_output: bool = False
 
 
 def run_simulation(options: SimulationOptions) -> None:
     """Run every system on the same devices and sessions, and say what came of it."""
-    scenario, names = scenario_of(options), system_names(options.systems)
+    machine, names = machine_of(options.machine), system_names(options.systems)
+    Console(stderr=True).print(f"Simulated on {machine.caption}", soft_wrap=True)
+    scenario = scenario_of(options, machine)
     if options.capacity:
         _run_capacity(options, scenario, names)
     else:
@@ -77,22 +74,21 @@ def run_simulation(options: SimulationOptions) -> None:
 def system_names(given: Sequence[str]) -> list[str]:
     """The systems to run; all of them where none was named."""
     for name in given:
-        _choose("system", name, SYSTEMS)
+        choose("system", name, SYSTEMS)
     return list(given or SYSTEMS)
 
 
-def scenario_of(options: SimulationOptions) -> Scenario:
-    """What the options describe. Raises ConfigError and FormatError."""
-    hardware = Roofline(_choose("GPU", options.gpu, GPUS), _shape(options.model), options.weight_bits)
-    profile = None if options.profile is None else Calibration.load(options.profile)
+def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
+    """What the options describe, on some machine. Raises ConfigError and FormatError."""
     limits = replace(
         LIMITS,
-        kv_capacity_tokens=hardware.kv_capacity_tokens,
+        kv_capacity_tokens=machine.kv_capacity_tokens,
         max_batch_requests=_at_least_1("max-batch", options.max_batch),
     )
     return Scenario(
-        batch_time=hardware if profile is None else profile.model.predict,
-        server_drafter=beside(hardware, _choose("model", options.server_draft, MODELS)),
+        batch_time=machine.batch_time,
+        batch_noise=machine.noise,
+        server_drafter=machine.server_drafter,
         num_devices=options.devices,
         fleet=Fleet(
             draft_speed=spread(options.draft_speed),
@@ -140,16 +136,6 @@ def slo_classes(text: str, first_token: float) -> tuple[SLO, ...]:
     if min(speeds) <= 0.0:
         raise ConfigError(f"SLO speeds must be positive, not {text}")
     return tuple(SLO(f"{speed:g}/s", speed, first_token) for speed in speeds)
-
-
-def _shape(model: str) -> ModelShape:
-    return ModelShape.load(Path(model)) if model.endswith(".json") else _choose("model", model, MODELS)
-
-
-def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}: there are {', '.join(known)}")
-    return known[name]
 
 
 def _print(result: Mapping[str, Any]) -> None:

@@ -7,11 +7,13 @@ T(B) = fixed + sqrt((bytes of weights / bandwidth)^2 + (FLOPs of the matmuls / c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from wisp.errors import ConfigError, FormatError
 from wisp.policy.batch_time import BatchShape, BatchTime
@@ -170,6 +172,13 @@ class Roofline:
         fixed = self.fixed_s + self.per_request_s * shape.num_requests
         attention = self.attention_time(shape.num_cached, shape.num_attended)
         return fixed + self.matmul_time(shape.num_new) + attention
+
+
+def noisy(batch_time: BatchTime, ratios: Sequence[float], rng: np.random.Generator) -> BatchTime:
+    """The same hardware, each time multiplied by one of `ratios` that is drawn; none: the hardware itself."""
+    if not ratios:
+        return batch_time
+    return lambda shape: batch_time(shape) * ratios[int(rng.integers(len(ratios)))]
 
 
 @dataclass(frozen=True, slots=True)

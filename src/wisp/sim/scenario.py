@@ -53,6 +53,8 @@ class Scenario:
     """Hardware, fleet, workload and time; durations in seconds."""
 
     batch_time: BatchTime
+    batch_noise: tuple[float, ...] = ()
+    """Each batch takes its time, times one of these; empty: exactly its time."""
     server_drafter: ServerDrafter | None = None
     """For systems that draft on the server."""
     num_devices: int = 100

@@ -20,6 +20,7 @@ from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.device import Device, DeviceRules
 from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
+from wisp.sim.hardware import noisy
 from wisp.sim.network import Link
 from wisp.sim.report import Observer, Report
 from wisp.sim.scenario import Scenario
@@ -27,7 +28,7 @@ from wisp.sim.script import SessionScript
 from wisp.sim.verifier import Verifier
 from wisp.sim.workload import TracedSession
 
-FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS = range(6)
+FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS, NOISE = range(7)
 """Purposes of random streams."""
 
 Progress = Callable[[float], None]
@@ -60,7 +61,7 @@ class Simulation:
         self.verifier = Verifier(
             self.events,
             scheduler,
-            scenario.batch_time,
+            noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE)),
             self.observer.on_batch,
             None if scenario.server_drafter is None else scenario.server_drafter.batch_time,
         )

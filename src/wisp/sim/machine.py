@@ -1,0 +1,111 @@
+"""The machine that a server runs on: how long its batches take, what its memory holds, and the drafter beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from wisp.calibration.measured import MeasuredBatchTime, repeat_ratios
+from wisp.calibration.shipped import load_profile
+from wisp.errors import ConfigError
+from wisp.formats.calibration import Calibration
+from wisp.policy.batch_time import BatchTime
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, ServerDrafter, beside
+
+DEFAULT_GPU, DEFAULT_MODEL = "a100-80gb", "qwen3-32b"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """What `wisp simulate` was told of the machine; None: what is known otherwise."""
+
+    gpu: str | None = None
+    model: str | None = None
+    """A name, or the path of a config.json."""
+    weight_bits: int = 16
+    profile: str | None = None
+    """Name or path of measured batch times."""
+    batch_noise: bool = False
+    """Let batches take as unevenly long as the repeats of one measurement did."""
+    kv_tokens: int | None = None
+    """Tokens that the KV cache holds."""
+    server_draft: str = "qwen3-0.6b"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a scenario takes over."""
+
+    caption: str
+    """What the batch times are."""
+    batch_time: BatchTime
+    kv_capacity_tokens: int
+    server_drafter: ServerDrafter | None
+    """None where nothing is known of the GPU."""
+    noise: tuple[float, ...] = ()
+
+
+def machine_of(options: MachineOptions) -> Machine:
+    """What the options describe. Raises ConfigError and FormatError."""
+    if options.profile is None:
+        if options.batch_noise:
+            raise ConfigError("only a measured profile knows how uneven batches are: give --profile with --batch-noise")
+        roofline = _roofline(options, options.gpu or DEFAULT_GPU, options.model or DEFAULT_MODEL)
+        caption = f"a roofline, {options.model or DEFAULT_MODEL} on {options.gpu or DEFAULT_GPU}"
+        return Machine(caption, roofline, _capacity(options, roofline), _drafter(options, roofline))
+    profile = load_profile(options.profile)
+    gpu = options.gpu or (profile.device if profile.device in GPUS else None)
+    model = options.model or (profile.model_id if profile.model_id in MODELS else None)
+    memory = None if gpu is None or model is None else _roofline(options, gpu, model)
+    hardware = MeasuredBatchTime(profile.samples)
+    most = hardware.largest
+    return Machine(
+        f"{'derived' if profile.source else 'measured'} batch times, {profile.model_id} in {profile.dtype} on "
+        f"{profile.device}; extrapolated above {most.num_new} positions, {most.num_requests} requests or "
+        f"{most.num_cached} cached tokens",
+        hardware,
+        _capacity(options, memory, profile),
+        None if memory is None else _drafter(options, memory),
+        _noise(profile) if options.batch_noise else (),
+    )
+
+
+def choose(what: str, name: str, known: Mapping[str, T]) -> T:
+    """The one of that name. Raises ConfigError that lists them."""
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}: there are {', '.join(known)}")
+    return known[name]
+
+
+def _roofline(options: MachineOptions, gpu: str, model: str) -> Roofline:
+    shape = ModelShape.load(Path(model)) if model.endswith(".json") else choose("model", model, MODELS)
+    return Roofline(choose("GPU", gpu, GPUS), shape, options.weight_bits)
+
+
+def _capacity(options: MachineOptions, memory: Roofline | None, profile: Calibration | None = None) -> int:
+    if options.kv_tokens is not None:
+        if options.kv_tokens < 1:
+            raise ConfigError(f"a KV cache holds at least 1 token, not {options.kv_tokens}")
+        return options.kv_tokens
+    if memory is not None:
+        return memory.kv_capacity_tokens
+    assert profile is not None, "without a profile there is a roofline"
+    raise ConfigError(
+        f"{options.profile} was measured with {profile.model_id} on {profile.device}, whose memory is not known: "
+        "say what the KV cache holds with --kv-tokens, or name --gpu and --model"
+    )
+
+
+def _drafter(options: MachineOptions, target: Roofline) -> ServerDrafter:
+    return beside(target, choose("model", options.server_draft, MODELS))
+
+
+def _noise(profile: Calibration) -> tuple[float, ...]:
+    ratios = repeat_ratios(profile.samples)
+    if not ratios:
+        raise ConfigError("the profile holds no three measurements of one batch: there is no noise to draw from")
+    return ratios
