@@ -1,69 +1,111 @@
-"""Which sessions occupy the KV cache, and which make room for a batch.
+"""Which sessions occupy the KV cache: who may enter, and who makes room.
 
-    sum over sessions of occupied(cached) + sum over the batch of growth  <=  capacity
+    sum over sessions of max(occupied(cached), promised)  <=  capacity
 
-Who goes first: the session that has been idle longest (its history lives on its device), then waiting ones that are not
-in the batch, the latest first; at last members of the batch itself, from its end.
+A session enters when all that its request needs fits beside what is there and a reserve, in which those there grow;
+nobody is evicted for its sake, unless he has been idle so long that he seems to be gone. Where growth exceeds the cache,
+whoever entered last goes first. So whoever entered first runs to his end: sessions that take turns in a cache that is too
+small for all of them would compute their histories again and again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container
+from math import inf
 
 from wisp.types import BatchMember, SessionId, VerificationRequest
+
+RESERVE = 0.02
+"""Of the cache, kept free for growth when a session enters, where nothing else is asked for."""
+GONE_AFTER = 10.0
+"""Seconds without a request or a batch after which a session makes room for one that enters."""
 
 
 class KVResidency:
     """Counts cached tokens; `occupied` says how much of `capacity_tokens` a session with so many of them takes."""
 
-    def __init__(self, capacity_tokens: int, occupied: Callable[[int], int]) -> None:
+    def __init__(self, capacity_tokens: int, occupied: Callable[[int], int], reserve: float = RESERVE) -> None:
         self._capacity = capacity_tokens
+        self._entry_limit = (1.0 - reserve) * capacity_tokens
         self._occupied = occupied
-        self._resident: OrderedDict[SessionId, int] = OrderedDict()  # cached tokens, longest idle first
+        self._held: dict[SessionId, int] = {}
+        """Occupied or promised, in the order in which sessions entered."""
+        self._promised: dict[SessionId, int] = {}
+        self._active: OrderedDict[SessionId, float] = OrderedDict()
+        """When a session was last heard of, the longest idle first."""
         self._total = 0
+        self._evicted: list[SessionId] = []
 
-    def note(self, session_id: SessionId, num_cached_tokens: int) -> None:
+    def __contains__(self, session_id: SessionId) -> bool:
+        return session_id in self._held
+
+    def enter(self, request: VerificationRequest, now: float, waiting: Container[SessionId]) -> bool:
+        """Let a request's session in if all it needs fits; sessions that seem gone, and do not wait, make room."""
+        needed = self._occupied(request.num_history_tokens + request.num_draft_tokens)
+        while self._held and self._total + needed > self._entry_limit:
+            if not self._evict_gone(now, waiting):
+                return False
+        self._promised[request.session_id] = needed
+        self._hold(request.session_id, needed, now)
+        return True
+
+    def note(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         """A session was just active and has so much cached."""
-        self.forget(session_id)
-        if num_cached_tokens:
-            self._resident[session_id] = num_cached_tokens
-            self._total += self._occupied(num_cached_tokens)
+        held = max(self._occupied(num_cached_tokens), self._promised.get(session_id, 0))
+        if held:
+            self._hold(session_id, held, now)
 
     def forget(self, session_id: SessionId) -> None:
         """A session has nothing cached any more."""
-        self._total -= self._occupied(self._resident.pop(session_id, 0))
+        self._total -= self._held.pop(session_id, 0)
+        self._promised.pop(session_id, None)
+        self._active.pop(session_id, None)
 
-    def make_room(
-        self, members: list[BatchMember], waiting: OrderedDict[SessionId, VerificationRequest]
-    ) -> tuple[SessionId, ...]:
-        """Evict what has to go for `members` to fit; members that cannot fit are dropped from the end of the list."""
-        excess = self._total + sum(self._growth(member) for member in members) - self._capacity
+    def make_room(self, members: list[BatchMember]) -> None:
+        """Evict what has to go for `members` to grow; members who go themselves are taken out of the list."""
+        excess = self._total + sum(map(self._growth, members)) - self._capacity
         if excess <= 0:
-            return ()
-        victims = self._victims({member.request.session_id for member in members}, waiting)
-        evicted: list[SessionId] = []
-        while members and excess > 0:
-            victim = next(victims, None)
-            if victim is None:
-                last = members.pop()
-                victim = last.request.session_id
-                excess -= self._growth(last)
-                if excess <= 0 or victim not in self._resident:
-                    continue
-            evicted.append(victim)
-            excess -= self._occupied(self._resident[victim])
-        for session_id in evicted:
-            self.forget(session_id)
-        return tuple(evicted)
+            return
+        by_name = {member.request.session_id: member for member in members}
+        while excess > 0 and len(self._held) > 1:
+            victim = next(reversed(self._held))
+            excess -= self._held[victim]
+            if victim in by_name:
+                excess -= self._growth(by_name[victim])
+                members.remove(by_name[victim])
+            self._evict(victim)
+
+    def take_evicted(self) -> tuple[SessionId, ...]:
+        """Who was evicted since this was asked last."""
+        evicted, self._evicted = tuple(self._evicted), []
+        return evicted
+
+    def gone_at(self) -> float:
+        """When the longest idle session counts as gone; inf: there is none."""
+        return next(iter(self._active.values()), inf) + GONE_AFTER
+
+    def _hold(self, session_id: SessionId, num_tokens: int, now: float) -> None:
+        self._total += num_tokens - self._held.get(session_id, 0)
+        self._held[session_id] = num_tokens
+        self._active[session_id] = now
+        self._active.move_to_end(session_id)
 
     def _growth(self, member: BatchMember) -> int:
+        """What a member occupies after the batch, beyond what it holds already."""
         request = member.request
         after = self._occupied(request.num_cached_tokens + member.num_new_tokens)
-        return after - self._occupied(self._resident.get(request.session_id, 0))
+        return max(0, after - self._held.get(request.session_id, 0))
 
-    def _victims(
-        self, chosen: set[SessionId], waiting: OrderedDict[SessionId, VerificationRequest]
-    ) -> Iterator[SessionId]:
-        yield from (one for one in self._resident if one not in chosen and one not in waiting)
-        yield from (one for one in reversed(waiting) if one not in chosen and one in self._resident)
+    def _evict_gone(self, now: float, waiting: Container[SessionId]) -> bool:
+        for session_id, active in self._active.items():
+            if now < active + GONE_AFTER:
+                return False
+            if session_id not in waiting:
+                self._evict(session_id)
+                return True
+        return False
+
+    def _evict(self, session_id: SessionId) -> None:
+        self.forget(session_id)
+        self._evicted.append(session_id)

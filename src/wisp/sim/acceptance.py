@@ -64,9 +64,9 @@ class StatedConfidence:
 def stats(predicted: float) -> DraftStats:
     """Draft statistics of a two-way choice with this confidence: all of them say the same."""
     p = min(max(predicted, 1e-6), 1.0 - 1e-6)
-    entropy = -p * math.log(p) - (1.0 - p) * math.log(1.0 - p)
-    margin = math.log(p / (1.0 - p))
-    return DraftStats(predicted, entropy, margin, abs(margin) / 2.0, predicted)
+    of_right, of_wrong = math.log(p), math.log(1.0 - p)
+    margin = of_right - of_wrong
+    return DraftStats(predicted, -p * of_right - (1.0 - p) * of_wrong, margin, abs(margin) / 2.0, predicted)
 
 
 def _correlated(noise: np.ndarray, persistence: float) -> np.ndarray:

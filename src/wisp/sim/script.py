@@ -51,7 +51,9 @@ class SessionScript:
 
     def drafted(self, position: int) -> DraftedToken:
         """What the drafter says there."""
-        token = self.token(position) if self.right[position] else WRONG
+        token = WRONG
+        if self.right[position]:
+            token = END if position == self.num_output_tokens - 1 else TOKEN
         return DraftedToken(token, stats(self.predicted[position]))
 
     def verify(self, position: int, num_verified: int, max_tokens: int) -> Outcome:

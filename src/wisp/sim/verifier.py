@@ -59,10 +59,6 @@ class ServedSession:
     def num_tokens(self) -> int:
         return self.script.num_prompt_tokens + self.num_output
 
-    @property
-    def draft_length(self) -> int:
-        return len(self.request.tokens) if isinstance(self.request, DraftRequest) else 0
-
 
 @dataclass(slots=True)
 class Verifier:
@@ -150,19 +146,23 @@ class Verifier:
 
     def _queue(self, session: ServedSession) -> None:
         request = session.request
-        draft_length = session.draft_length
+        assert request is not None, "only rounds are queued"
+        num_drafted, max_own_draft = 0, session.tokens_left - 1
+        survival: tuple[float, ...] = ()
+        if isinstance(request, DraftRequest):
+            num_drafted, survival, max_own_draft = len(request.tokens), request.survival, 0
         self.scheduler.add(
             VerificationRequest(
                 session_id=session.session_id,
-                round=0 if request is None else request.round,
+                round=request.round,
                 num_history_tokens=session.num_tokens,
                 num_cached_tokens=session.num_cached,
-                num_draft_tokens=draft_length,
+                num_draft_tokens=num_drafted,
                 arrival=session.arrival,
-                survival=request.survival if isinstance(request, DraftRequest) else (),
+                survival=survival,
                 deadline=session.deadline,
                 slo=session.script.slo,
-                max_own_draft=0 if isinstance(request, DraftRequest) else session.tokens_left - 1,
+                max_own_draft=max_own_draft,
             )
         )
         self._woken = True
@@ -201,9 +201,10 @@ class Verifier:
         outcomes = [self._member_done(member) for member in batch.members]
         num_committed = sum(outcome.num_committed for outcome in outcomes if outcome is not None)
         self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
+        prices = self.scheduler.prices()
         for member, outcome in zip(batch.members, outcomes, strict=True):
             if outcome is not None and member.num_verified is not None:
-                hints = Hints(started - member.request.arrival, elapsed, self.scheduler.prices())
+                hints = Hints(started - member.request.arrival, elapsed, prices)
                 self._deliver(self._sessions[member.request.session_id], member.num_verified, outcome, hints)
 
     def _member_done(self, member: BatchMember) -> Outcome | None:
