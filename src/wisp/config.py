@@ -104,14 +104,16 @@ class ServerConfig:
     """What `wisp calibrate` wrote, for schedulers that ask for batch times; None: they are measured at the start."""
     calibrate: bool = True
     """False: without a profile, begin with rough batch times and learn from the batches that run."""
+    recalibrate: bool = False
+    """Measure even where an earlier start has kept what it measured."""
     scheduler_settings: Mapping[str, float] = field(default_factory=dict)
     """Fields of SLOAwareSettings (policy/slo_aware.py) that are to differ from the system's own."""
     slo_classes: tuple[SLO, ...] = DEFAULT_SLO_CLASSES
     default_slo: str = "normal"
     replay: Path | None = None
     """Emulated: verdicts are those of this trace (of `wisp trace`); the target's weights are not needed."""
-    batch_times: Path | None = None
-    """Emulated: batches last as long as this file (of `wisp calibrate`) says."""
+    batch_times: str | None = None
+    """Emulated: batches last as long as this file (of `wisp calibrate`), or shipped profile, says."""
     kv_tokens: int | None = None
     """Emulated: tokens that the KV cache holds; None: no limit."""
     batch_log: Path | None = None
@@ -122,6 +124,8 @@ class ServerConfig:
         _require(both, "an emulated target needs a trace and batch times: give --replay and --batch-times, or neither")
         unlimited = self.kv_tokens is None
         _require(unlimited or self.replay is not None, "--kv-tokens is for emulated targets; others take --kv-gib")
+        alone = self.replay is None or self.draft is None
+        _require(alone, "an emulated target has no drafter beside it: leave --draft out, or run a real target")
         _require(self.kv_tokens is None or self.kv_tokens >= 1, f"kv_tokens must be at least 1, not {self.kv_tokens}")
         _check_port(self.port)
         for name in ("max_sessions", "max_batch_requests", "max_batch_tokens", "max_prefill_tokens"):

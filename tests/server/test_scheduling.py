@@ -14,9 +14,11 @@ from tests.formats.test_calibration import CALIBRATION
 from tests.server.device import config
 from tests.virtual_time import VirtualEngineTime, run
 from wisp.calibration import app as calibration
+from wisp.config import ModelConfig, SecurityConfig
 from wisp.engines.base import StepOutcome
 from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import ConfigError, EngineError, FormatError
+from wisp.formats.calibration import Calibration
 from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
@@ -37,7 +39,7 @@ def test_batch_times_come_from_a_profile(tmp_path: Path) -> None:
     """If it is of this model, number format and device."""
     path = tmp_path / "profile.json"
     CALIBRATION.save(path)
-    with_profile = config(scheduler="slo", profile=path)
+    with_profile = config(system="wisp-plus", profile=path)
     scheduler = build_scheduler(FakeTarget(card=CARD), with_profile)
     assert isinstance(scheduler, SLOAwareScheduler)
     assert scheduler.estimator.model == CALIBRATION.model
@@ -45,30 +47,66 @@ def test_batch_times_come_from_a_profile(tmp_path: Path) -> None:
         build_scheduler(FakeTarget(card=replace(CARD, model_id="other")), with_profile)
 
 
-def test_without_a_profile_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start; where that fails or is not wanted, the server begins with rough ones."""
+def _estimated(state: Path, **fields: Any) -> BatchTimeModel:
+    """What a server that keeps its state there starts from."""
+    given = replace(config(system="wisp-plus", security=SecurityConfig(state_dir=state)), **fields)
+    scheduler = build_scheduler(FakeTarget(), given)
+    assert isinstance(scheduler, SLOAwareScheduler)
+    return scheduler.estimator.model
+
+
+def _fail(*_: object) -> None:
+    message = "too few"
+    raise FormatError(message)
+
+
+def test_without_a_profile_they_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first start keeps what it measured; later ones measure again only when told to."""
     monkeypatch.setattr(calibration, "calibrate", lambda *_: CALIBRATION)
-    measured = build_scheduler(FakeTarget(), config(scheduler="slo"))
-    assert isinstance(measured, SLOAwareScheduler)
-    assert measured.estimator.model == CALIBRATION.model
-
-    def fail(*_: object) -> None:
-        message = "too few"
-        raise FormatError(message)
-
-    monkeypatch.setattr(calibration, "calibrate", fail)
-    for rough in (config(scheduler="slo"), config(scheduler="slo", calibrate=False)):
-        scheduler = build_scheduler(FakeTarget(), rough)
-        assert isinstance(scheduler, SLOAwareScheduler)
-        assert scheduler.estimator.model == BatchTimeModel()
+    assert _estimated(tmp_path) == CALIBRATION.model
+    other = replace(CALIBRATION, model=BatchTimeModel(fixed_s=1.0))
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: other)
+    assert _estimated(tmp_path) == CALIBRATION.model
+    assert _estimated(tmp_path, target=ModelConfig("fake", threads=2)) == other.model, (
+        "another number of threads is another machine"
+    )
+    assert _estimated(tmp_path, recalibrate=True) == other.model
+    assert _estimated(tmp_path) == other.model
 
 
-def test_wrong_combinations_are_refused() -> None:
+def test_a_kept_measurement_that_is_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start never fails because of it."""
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: CALIBRATION)
+    _estimated(tmp_path)
+    (kept,) = (tmp_path / "batch-times").iterdir()
+    kept.write_text("{")
+    assert _estimated(tmp_path) == CALIBRATION.model
+    assert Calibration.load(kept) == CALIBRATION
+
+
+def test_without_a_measurement_batch_times_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where measuring fails or is not wanted, the server begins with rough ones."""
+    monkeypatch.setattr(calibration, "calibrate", _fail)
+    assert _estimated(tmp_path) == BatchTimeModel()
+    assert _estimated(tmp_path, calibrate=False) == BatchTimeModel()
+    assert not list(tmp_path.iterdir()), "nothing is kept"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"system": "best"}, "system must be one of centralized, .*, not 'best'"),
+        ({"profile": Path("profile.json")}, "the system fixed asks for no batch times"),
+        ({"scheduler_settings": {"fill": 1.0}}, "it has no scheduler settings"),
+        ({"system": "centralized-draft"}, "drafts on the server: name a draft model with --draft"),
+        ({"draft": ModelConfig("small")}, "does not draft on the server: give --draft to `wisp edge`"),
+        ({"system": "wisp-plus", "scheduler_settings": {"fil": 1.0}}, "no scheduler setting 'fil'"),
+    ],
+)
+def test_wrong_combinations_are_refused(fields: dict[str, Any], message: str) -> None:
     """With what was wrong."""
-    with pytest.raises(ConfigError, match="scheduler must be fcfs or slo, not 'best'"):
-        config(scheduler="best")
-    with pytest.raises(ConfigError, match="of use to the slo scheduler only"):
-        config(profile=Path("profile.json"))
+    with pytest.raises(ConfigError, match=message):
+        build_scheduler(FakeTarget(), config(**{"calibrate": False, **fields}))
 
 
 # Under contention

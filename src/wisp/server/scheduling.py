@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
+
 from wisp.calibration.measured import MeasuredBatchTime
 from wisp.calibration.sweep import SweepSettings
 from wisp.config import ServerConfig
@@ -71,10 +74,32 @@ def batch_time_model(engine: TargetEngine, config: ServerConfig) -> BatchTimeMod
         calibration = Calibration.load(config.profile)
         calibration.require(card.model_id, card.dtype, card.device, path=config.profile)
         return calibration.model
-    return _measured(engine) if config.calibrate else BatchTimeModel()
+    return _at_start(engine, config) if config.calibrate else BatchTimeModel()
 
 
-def _measured(engine: TargetEngine) -> BatchTimeModel:
+def _at_start(engine: TargetEngine, config: ServerConfig) -> BatchTimeModel:
+    """What an earlier start measured, or what this one does: kept for the next."""
+    path = kept_profile(engine, config)
+    if config.recalibrate or not path.exists():
+        return _measured(engine, path)
+    try:
+        found = Calibration.load(path)
+    except FormatError as error:
+        log.warning("batch times are measured anew", reason=str(error))
+        return _measured(engine, path)
+    log.info("batch times of an earlier start", profile=str(path))
+    return found.model
+
+
+def kept_profile(engine: TargetEngine, config: ServerConfig) -> Path:
+    """Where a start keeps what it measured: by model, number format and device."""
+    card, model = engine.card, config.target.model
+    source = str(Path(model).resolve()) if Path(model).exists() else model
+    key = sha256("\0".join((source, card.dtype, card.device, str(config.target.threads))).encode()).hexdigest()
+    return config.security.state_dir / "batch-times" / f"{key[:16]}.json"
+
+
+def _measured(engine: TargetEngine, path: Path) -> BatchTimeModel:
     from wisp.calibration.app import calibrate
 
     log.info("measuring batch times", seconds=AT_START.time_budget)
@@ -86,4 +111,9 @@ def _measured(engine: TargetEngine) -> BatchTimeModel:
     log.info(
         "batch times measured", shapes=len(found.samples), error=found.held_out.mean, repeat_error=found.repeats.mean
     )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+    except (OSError, FormatError) as error:
+        log.warning("batch times cannot be kept for the next start", reason=str(error))
     return found.model
