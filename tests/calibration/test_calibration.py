@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,20 @@ import numpy as np
 import pytest
 
 from tests.fakes import FakeTarget, fake_card
-from wisp.calibration import app
 from wisp.calibration.app import CalibrateConfig, calibrate, run_calibrate
-from wisp.calibration.fit import fit
-from wisp.calibration.sweep import Sweep, SweepSettings
+from wisp.calibration.fit import fit, fit_all
+from wisp.calibration.plot import svg
+from wisp.calibration.report import by_region, wall_over_cpu
+from wisp.calibration.sessions import SweepSessions
+from wisp.calibration.sweep import Clocks, Sweep, SweepSettings
 from wisp.config import ModelConfig
 from wisp.engines.base import StepMember
 from wisp.engines.target import TransformersTarget
+from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import FormatError
 from wisp.formats.calibration import BatchSample, Calibration
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.types import GenerationRequest, SessionId
 
 TRUTH = BatchTimeModel(0.02, 1e-4, 4e-4, 1e-7, 2e-6, 3e-4, ridge_tokens=64.0)
 SETTINGS = SweepSettings(
@@ -28,15 +33,30 @@ SETTINGS = SweepSettings(
 )
 
 
+class Apart(FakeTarget):
+    """Finds no prefixes of other sessions."""
+
+    def open(self, session_id: SessionId, owner: str, request: GenerationRequest) -> int:
+        return super().open(session_id, f"{owner} of {session_id}", request)
+
+
+def longest_step(samples: Sequence[BatchSample]) -> float:
+    return max(time for sample in samples for time in sample.times)
+
+
 class Clocked:
     """A fake target on a clock of its own: a step takes what TRUTH says, times some noise."""
 
-    def __init__(self, truth: BatchTimeModel = TRUTH, noise: float = 0.03) -> None:
-        self.now = 0.0
+    def __init__(
+        self, truth: BatchTimeModel = TRUTH, noise: float = 0.03, target: type[FakeTarget] = FakeTarget
+    ) -> None:
+        self.now = self.cpu = 0.0
+        self.disturbance = 1.0
+        """By how much wall times exceed processor times."""
         self._truth, self._noise = truth, noise
         self._rng = np.random.default_rng(1)
         card = replace(fake_card(), dtype="float32", device="cpu")
-        self.target = FakeTarget(card=card, on_step=self._pass_time)
+        self.target = target(card=card, on_step=self._pass_time)
 
     def _pass_time(self, members: Sequence[StepMember]) -> None:
         sizes = [
@@ -44,7 +64,15 @@ class Clocked:
             for member in members
         ]
         noise = 1.0 + self._noise * abs(self._rng.standard_normal())
-        self.now += self._truth.predict(BatchShape.of_members(sizes)) * noise
+        cpu = self._truth.predict(BatchShape.of_members(sizes)) * noise
+        self.cpu += cpu
+        self.now += cpu * self.disturbance
+
+    def clocks(self) -> Clocks:
+        return Clocks(lambda: self.now)
+
+    def samples(self, settings: SweepSettings = SETTINGS) -> list[BatchSample]:
+        return Sweep(self.target, settings, self.clocks(), lambda _: None).run()
 
     def _cached(self, member: StepMember) -> int:
         return self.target.num_cached_tokens(member.session_id)
@@ -54,7 +82,7 @@ def test_the_coefficients_of_a_known_engine_are_found() -> None:
     """Within what the noise allows; the error is measured on shapes that were not fitted."""
     engine = Clocked()
     shares: list[float] = []
-    found = calibrate(engine.target, SETTINGS, lambda: engine.now, shares.append)
+    found = calibrate(engine.target, SETTINGS, engine.clocks(), shares.append)
     assert (found.model_id, found.dtype, found.device, found.emulated) == ("fake-target", "float32", "cpu", True)
     assert len(found.samples) == SETTINGS.num_shapes
     assert {len(sample.times) for sample in found.samples} == {SETTINGS.repeats}
@@ -70,7 +98,7 @@ def test_the_coefficients_of_a_known_engine_are_found() -> None:
 def test_the_shapes_are_ragged_and_of_all_sizes() -> None:
     """One request and many, short and long contexts, with chunks of prompts between them."""
     engine = Clocked()
-    samples = Sweep(engine.target, SETTINGS, lambda: engine.now, lambda _: None).run()
+    samples = engine.samples()
     sizes = {len(sample.members) for sample in samples}
     assert {1, SETTINGS.max_requests} <= sizes
     new, cached = zip(*[member for sample in samples for member in sample.members], strict=True)
@@ -83,7 +111,7 @@ def test_the_shapes_are_ragged_and_of_all_sizes() -> None:
 def test_nothing_is_left_in_the_engine_even_after_a_failure() -> None:
     """The server that follows starts with an empty engine."""
     engine = Clocked()
-    Sweep(engine.target, SETTINGS, lambda: engine.now, lambda _: None).run()
+    engine.samples()
     assert engine.target.open_sessions == set()
 
     def fail(_: object) -> None:
@@ -91,7 +119,7 @@ def test_nothing_is_left_in_the_engine_even_after_a_failure() -> None:
 
     engine.target.on_step = fail
     with pytest.raises(RuntimeError):
-        Sweep(engine.target, SETTINGS, lambda: engine.now, lambda _: None).run()
+        engine.samples()
     assert engine.target.open_sessions == set()
 
 
@@ -99,17 +127,25 @@ def test_nothing_is_left_in_the_engine_even_after_a_failure() -> None:
 def test_a_slow_engine_is_measured_less_not_longer(budget: float) -> None:
     """The time is kept, whatever has to be left out; each shape that is kept has as many times as the others."""
     engine = Clocked(replace(TRUTH, fixed_s=0.05))
-    samples = Sweep(engine.target, replace(SETTINGS, time_budget=budget), lambda: engine.now, lambda _: None).run()
+    samples = engine.samples(replace(SETTINGS, time_budget=budget))
     assert 0 < len(samples) < SETTINGS.num_shapes
     assert len({len(sample.times) for sample in samples}) == 1
-    assert engine.now < budget + 1.0
+    assert engine.now < budget + longest_step(samples)
+
+
+def test_chunks_are_as_long_as_the_engine_is_fast() -> None:
+    """A step cannot be interrupted, so none is begun that takes a large share of the time."""
+    engine = Clocked(replace(TRUTH, per_token_s=0.01))
+    samples = engine.samples(replace(SETTINGS, time_budget=20.0, max_chunk_tokens=512))
+    assert max(new for sample in samples for new, _ in sample.members) < 128
+    assert engine.now < 20.0 + longest_step(samples) < 24.0
 
 
 def test_a_small_cache_is_not_overfilled() -> None:
     """Sessions that do not fit half of it are not opened."""
     engine = Clocked()
     engine.target.kv_capacity_tokens = 1000
-    samples = Sweep(engine.target, SETTINGS, lambda: engine.now, lambda _: None).run()
+    samples = engine.samples()
     assert max(len(sample.members) for sample in samples) < SETTINGS.max_requests
 
 
@@ -122,8 +158,93 @@ def test_too_few_shapes_are_refused() -> None:
 def test_an_engine_without_a_ridge_gets_none() -> None:
     """A hinge that gains nothing is left out."""
     engine = Clocked(replace(TRUTH, per_token_above_ridge_s=0.0), noise=0.01)
-    found = calibrate(engine.target, SETTINGS, lambda: engine.now)
+    found = calibrate(engine.target, SETTINGS, engine.clocks())
     assert found.model.per_token_above_ridge_s == 0.0
+
+
+def test_the_fit_is_to_what_an_undisturbed_machine_does() -> None:
+    """A spell of other work during some repeats changes the medians, not the coefficients."""
+    quiet = [replace(one, times=one.times[:1]) for one in Clocked().samples()]
+    disturbed = [replace(one, times=(3.0 * one.time, one.time, 2.0 * one.time)) for one in quiet]
+    assert fit_all(disturbed) == fit_all(quiet)
+
+
+def test_processor_times_judge_the_formula_on_a_busy_machine() -> None:
+    """Wall times of a machine with others on it say little; the processor times of the same batches do."""
+    engine = Clocked(noise=0.01)
+    rng = np.random.default_rng(0)
+    on_step = engine.target.on_step
+
+    def disturbed(members: Sequence[StepMember]) -> None:
+        assert on_step is not None
+        engine.disturbance = float(rng.uniform(1.0, 4.0))
+        on_step(members)
+
+    engine.target.on_step = disturbed
+    found = calibrate(engine.target, SETTINGS, Clocks(lambda: engine.now, lambda: engine.cpu))
+    assert found.held_out_cpu is not None
+    assert found.repeats_cpu is not None
+    assert found.held_out_cpu.mean < 0.03 < 0.2 < found.held_out.mean
+    assert found.repeats_cpu.mean < 0.03 < 0.2 < found.repeats.mean
+    assert 2.0 < (wall_over_cpu(found) or 0.0) < 3.0
+
+
+def test_a_gpu_or_an_emulation_has_no_processor_times() -> None:
+    """The thread that waits for them computes nothing."""
+    target = FakeTarget(card=replace(fake_card(), device="cpu", emulated=False))
+    assert Clocks.of(target).cpu is not None
+    target.card = replace(target.card, device="NVIDIA H100")
+    assert Clocks.of(target).cpu is None
+    target.card = replace(target.card, device="cpu", emulated=True)
+    assert Clocks.of(target).cpu is None
+
+
+def test_the_longest_history_is_computed_once_and_copied() -> None:
+    """An engine that finds cached prefixes spends the time on measuring, not on filling caches."""
+    engine = Clocked()
+    with SweepSessions(engine.target, np.random.default_rng(0), max_cached=300, max_chunk=64, max_new=9) as sessions:
+        sessions.fill(12, lambda: engine.now, 100.0)
+        assert len(sessions.all) == 12
+        assert [engine.target.num_cached_tokens(one.id) for one in sessions.all] == [
+            one.num_cached for one in sessions.all
+        ]
+        for _ in range(2):  # what a chunk left behind is dropped
+            sessions.prepare(sessions.all[3], 8)
+            engine.target.step([StepMember(sessions.all[3].id, 8)])
+    assert sum(member.num_prefill_tokens for step in engine.target.steps for member in step) == 300 + 16
+
+
+def test_an_engine_without_shared_prefixes_is_calibrated_too() -> None:
+    """Each history is then computed, as far as the time allows."""
+    engine = Clocked(target=Apart)
+    samples = engine.samples(replace(SETTINGS, time_budget=12.0))
+    assert engine.now < 12.0 + longest_step(samples)
+    assert max(len(sample.members) for sample in samples) == SETTINGS.max_requests
+    assert max(cached for sample in samples for _, cached in sample.members) == SETTINGS.max_cached_tokens
+
+
+def test_an_emulated_target_says_that_it_cannot_be_calibrated() -> None:
+    """It knows recorded prompts only, and its batch times are given anyway."""
+    target = TimedTarget(fake_card("m"), RecordedOutputs({}), TRUTH.predict, lambda _: None)
+    with pytest.raises(FormatError, match="m cannot be calibrated, it is emulated: its batch times are those"):
+        calibrate(target, SETTINGS)
+
+
+def test_the_plot_shows_every_shape(tmp_path: Path) -> None:
+    """As well-formed SVG, also when the name of a model is not."""
+    engine = Clocked()
+    found = replace(calibrate(engine.target, SETTINGS, engine.clocks()), model_id="<&>")
+    root = ET.fromstring(svg(found))
+    assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == SETTINGS.num_shapes
+
+
+def test_regions_are_of_held_out_shapes() -> None:
+    """Where the errors are is told of what was not fitted."""
+    engine = Clocked()
+    regions = by_region(calibrate(engine.target, SETTINGS, engine.clocks()))
+    positions = [count for name, (count, _) in regions.items() if name.endswith(("positions", "positions and more"))]
+    assert sum(positions) == SETTINGS.num_shapes // 2
+    assert all(error.mean < 0.1 for _, error in regions.values())
 
 
 @pytest.mark.parametrize("json_output", [True, False])
@@ -133,17 +254,30 @@ def test_the_command_writes_a_file_and_says_what_came_out(
     """As a table or as JSON."""
     engine = Clocked()
     monkeypatch.setattr(TransformersTarget, "load", lambda *_: engine.target)
-    monkeypatch.setattr(app.time, "perf_counter", lambda: engine.now)
-    monkeypatch.setattr(calibrate, "__defaults__", (lambda: engine.now, lambda _: None))
+    monkeypatch.setattr(Clocks, "of", lambda _: Clocks(lambda: engine.now, lambda: engine.cpu))
     path = tmp_path / "profile.json"
-    config = CalibrateConfig(ModelConfig("fake"), path, SETTINGS, json_output=json_output)
+    config = CalibrateConfig(ModelConfig("fake"), path, SETTINGS, tmp_path / "plot.svg", json_output=json_output)
     assert run_calibrate(config) == 0
     output = capsys.readouterr().out
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
     assert Calibration.load(path).model_id == "fake-target"
     if json_output:
         told = json.loads(output)
         assert (told["profile"], told["shapes"], told["repeats"]) == (str(path), 60, 3)
         assert told["held_out"]["mean"] < 0.05
+        assert told["wall_over_cpu"] == pytest.approx(1.0)
     else:
         assert "each position" in output
         assert "the floor" in output
+        assert "4 to 31 positions" in output
+
+
+def test_a_plot_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile is written all the same."""
+    engine = Clocked()
+    monkeypatch.setattr(TransformersTarget, "load", lambda *_: engine.target)
+    monkeypatch.setattr(Clocks, "of", lambda _: engine.clocks())
+    path = tmp_path / "profile.json"
+    with pytest.raises(FormatError, match="cannot write the plot"):
+        run_calibrate(CalibrateConfig(ModelConfig("fake"), path, SETTINGS, tmp_path / "no" / "plot.svg"))
+    assert path.exists()

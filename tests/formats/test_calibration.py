@@ -27,9 +27,12 @@ CALIBRATION = Calibration(
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    """Samples, coefficients and errors."""
-    CALIBRATION.save(tmp_path / "profile.json")
-    assert Calibration.load(tmp_path / "profile.json") == CALIBRATION
+    """Samples, coefficients and errors; with processor times and without."""
+    sample = BatchSample(((5, 100),), (0.5, 0.25), (0.4, 0.2))
+    on_cpu = replace(CALIBRATION, samples=(sample,), held_out_cpu=Errors(0.1, 0.2), repeats_cpu=Errors(0.3, 0.4))
+    for calibration in (CALIBRATION, on_cpu):
+        calibration.save(tmp_path / "profile.json")
+        assert Calibration.load(tmp_path / "profile.json") == calibration
 
 
 def test_members_that_are_alike_are_written_once(tmp_path: Path) -> None:
@@ -45,6 +48,8 @@ def test_a_sample_knows_its_shape_and_its_median() -> None:
     """The median of the repeats is taken for the truth."""
     (sample,) = CALIBRATION.samples
     assert (sample.shape, sample.time) == (BatchShape(6, 5 * 102.5 + 7.5, 107, 2), 0.5)
+    assert sample.least_time == 0.25
+    assert BatchSample(sample.members, (1.0,), (0.8, 0.9)).on_cpu == BatchSample(sample.members, (0.8, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,8 @@ def test_a_sample_knows_its_shape_and_its_median() -> None:
         ({"samples": [{"members": [], "times": [1.0]}]}, "a sample has members"),
         ({"samples": [{"members": [[1, 2]], "times": [0.0]}]}, "positive times"),
         ({"samples": [{"members": [[1]], "times": [1.0]}]}, "is damaged"),
+        ({"samples": [{"members": [[1, 2]], "times": [1.0], "cpu_times": [0.0]}]}, "positive times"),
+        ({"held_out_cpu": 3}, "is damaged"),
         ({"samples": [{"members": [[1, 2, 3, 4]], "times": [1.0]}]}, "is damaged"),
         ({"source": 3}, "source are texts"),
         ({"model": {"fixed_s": 1.0}}, "per_token_s"),

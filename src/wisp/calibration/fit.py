@@ -1,6 +1,8 @@
 """Coefficients of the batch-time model by weighted non-negative least squares.
 
 Each equation is divided by its measured time, so that relative errors are minimised: min |diag(1/t) (X w - t)|, w >= 0.
+t is the least of a shape's repeated times: other work on the machine only ever adds to it, and on a busy machine the
+median follows that work more than the batch. Errors are stated against the medians all the same.
 The ridge is the one of a list of candidates that fits best; a hinge that gains nothing is left out.
 """
 
@@ -29,7 +31,12 @@ def fit(samples: Sequence[BatchSample]) -> tuple[BatchTimeModel, Errors]:
     if len(samples) < MIN_SHAPES:
         raise FormatError(f"{len(samples)} batch shapes are too few to calibrate with: allow more time")
     model = fit_all(samples[::2])
-    return model, errors(model, samples[1::2])
+    return model, errors(model, held_out_half(samples))
+
+
+def held_out_half(samples: Sequence[BatchSample]) -> Sequence[BatchSample]:
+    """What `fit` does not look at."""
+    return samples[1::2]
 
 
 def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
@@ -40,8 +47,7 @@ def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
         residual, model = _fit_hinge(samples, ridge)
         if residual < least and model.per_token_above_ridge_s > 0.0:
             least, best = residual, model
-    bias = errors(best, samples).bias
-    factor = 1.0 / (1.0 + max(bias, 0.0))
+    factor = min(1.0, float(np.median([sample.least_time / best.predict(sample.shape) for sample in samples])))
     return BatchTimeModel.of([value * factor for value in best.coefficients], best.ridge_tokens)
 
 
@@ -63,7 +69,7 @@ def _errors(ratios: Vector) -> Errors:
 
 def _fit_hinge(samples: Sequence[BatchSample], ridge: float | None) -> tuple[float, BatchTimeModel]:
     """The residual and the model, with a hinge at `ridge` or without one."""
-    times = np.array([sample.time for sample in samples])
+    times = np.array([sample.least_time for sample in samples])
     form = BatchTimeModel(ridge_tokens=ridge or 0.0)
     rows = np.array([form.features(sample.shape) for sample in samples], dtype=np.float64)
     if ridge is None:

@@ -6,16 +6,18 @@ Every shape is measured once per pass, pass after pass, so that a busy spell of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from wisp.calibration.sessions import SweepSession, SweepSessions
 from wisp.engines.base import StepMember, TargetEngine
-from wisp.formats.calibration import BatchSample
-from wisp.types import DraftedToken, GenerationRequest, SamplingParams, StopRules, TokenId
+from wisp.formats.calibration import BatchSample, Members
+from wisp.types import DraftedToken
 
-OWNER = "wisp-calibration"
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,156 +39,132 @@ class SweepSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Session:
-    id: str
-    tokens: tuple[TokenId, ...]
-    num_cached: int
+class Clocks:
+    """How time is read, in seconds."""
+
+    wall: Clock = time.perf_counter
+    cpu: Clock | None = None
+    """The processor time of this thread, where it is this thread that computes: others hardly disturb it."""
+
+    @classmethod
+    def of(cls, engine: TargetEngine) -> Clocks:
+        """Engines on a CPU compute on the thread that calls them."""
+        card = engine.card
+        return cls(cpu=time.thread_time if card.device == "cpu" and not card.emulated else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    session: _Session
+    session: SweepSession
     num_prefill: int
     draft: tuple[DraftedToken, ...] | None
+
+    @property
+    def num_new(self) -> int:
+        return self.num_prefill + (0 if self.draft is None else 1 + len(self.draft))
+
+
+@dataclass(slots=True)
+class _Shape:
+    """A batch, and what was measured of it so far."""
+
+    members: list[_Member]
+    times: list[float]
+    cpu_times: list[float]
+
+    def sample(self, repeats: int) -> BatchSample:
+        members: Members = tuple((member.num_new, member.session.num_cached) for member in self.members)
+        return BatchSample(members, tuple(self.times[:repeats]), tuple(self.cpu_times[:repeats]))
 
 
 class Sweep:
     """Opens sessions of its own on an idle engine, measures batches of them, and leaves nothing behind.
 
-    `clock` reads seconds; `progress` is told the share that is done.
+    `progress` is told the share that is done.
     """
 
     def __init__(
-        self,
-        engine: TargetEngine,
-        settings: SweepSettings,
-        clock: Callable[[], float],
-        progress: Callable[[float], None],
+        self, engine: TargetEngine, settings: SweepSettings, clocks: Clocks, progress: Callable[[float], None]
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._clock = clock
+        self._clocks = clocks
         self._progress = progress
         self._rng = np.random.default_rng(settings.seed)
-        self._started = clock()
+        self._end = clocks.wall() + settings.time_budget
 
     def run(self) -> list[BatchSample]:
-        """Every shape with its times."""
-        sessions: list[_Session] = []
-        try:
-            for session in self._sessions():
-                sessions.append(session)  # noqa: PERF402 - those that were opened have to be closed, whatever happens
-            self._measure([self._shape(sessions, 0.0)])
-            return self._passes([self._shape(sessions, share) for share in self._shares()])
-        finally:
-            for session in sessions:
-                self._engine.evict(session.id)
-                self._engine.close(session.id)
+        """Every shape with its times; a step that was begun in time is the last. Raises FormatError."""
+        settings = self._settings
+        until = self._end - 0.75 * settings.time_budget
+        with SweepSessions(
+            self._engine,
+            self._rng,
+            max_cached=settings.max_cached_tokens,
+            max_chunk=settings.max_chunk_tokens,
+            max_new=settings.max_new_tokens,
+        ) as sessions:
+            sessions.fill(settings.max_requests, self._clocks.wall, until)
+            self._measure(self._shape(sessions, 0.0), sessions)  # warms up; its time is not kept
+            return self._passes(sessions)
 
-    @property
-    def _spent(self) -> float:
-        return self._clock() - self._started
+    # Shapes
 
     def _shares(self) -> Sequence[float]:
         """How large each shape is among all, from one request to all sessions; in an order that means nothing."""
         return list(self._rng.permutation(self._settings.num_shapes) / max(self._settings.num_shapes - 1, 1))
 
-    # Sessions
-
-    def _sessions(self) -> Iterator[_Session]:
-        """Open sessions of many lengths with filled caches, for a quarter of the time at most."""
-        room = self._engine.kv_capacity_tokens // 2
-        for index, num_cached in enumerate(self._lengths()):
-            needed = num_cached + self._settings.max_chunk_tokens + self._engine.kv_page_tokens
-            if index and (self._spent > self._settings.time_budget / 4 or needed > room):
-                return
-            room -= needed
-            size = num_cached + 1 + self._settings.max_chunk_tokens
-            tokens = self._rng.integers(0, self._engine.card.vocabulary_size, size).tolist()
-            session = _Session(f"calibration-{index}", tuple(tokens), num_cached)
-            self._open(session, 0)
-            yield session
-            self._prefill(session, 0)
-
-    def _lengths(self) -> list[int]:
-        """Spread evenly on a logarithmic scale, shuffled."""
-        settings = self._settings
-        reserve = settings.max_chunk_tokens + settings.max_new_tokens + 2
-        longest = max(1, min(settings.max_cached_tokens, self._engine.card.context_length - reserve))
-        lengths = np.geomspace(min(16, longest), longest, settings.max_requests)
-        return [round(length) for length in self._rng.permutation(lengths)]
-
-    def _open(self, session: _Session, num_prefill: int) -> int:
-        """Open (again) with as much of the history as is cached or to be prefilled; returns what is cached."""
-        tokens = session.tokens[: session.num_cached + num_prefill + 1]
-        stop = StopRules(self._engine.card.context_length - len(tokens))
-        request = GenerationRequest(tokens, len(tokens), SamplingParams(), stop)
-        return self._engine.open(session.id, OWNER, request)
-
-    def _prefill(self, session: _Session, num_cached: int) -> None:
-        while num_cached < session.num_cached:
-            chunk = min(self._settings.max_chunk_tokens, session.num_cached - num_cached)
-            self._engine.step([StepMember(session.id, chunk)])
-            num_cached += chunk
-
-    # Shapes
-
-    def _shape(self, sessions: Sequence[_Session], share: float) -> list[_Member]:
+    def _shape(self, sessions: SweepSessions, share: float) -> _Shape:
         """A ragged batch; `share` 0 is one request, 1 all of them, on a logarithmic scale."""
-        size = max(1, round(len(sessions) ** share))
-        chosen = self._rng.choice(len(sessions), size, replace=False)
+        size = max(1, round(len(sessions.all) ** share))
+        chosen = self._rng.choice(len(sessions.all), size, replace=False)
         most = self._rng.integers(1, self._settings.max_new_tokens + 1)
-        members = [self._verification(sessions[index], int(self._rng.integers(1, most + 1))) for index in chosen]
+        members = [self._verification(sessions.all[index], int(self._rng.integers(1, most + 1))) for index in chosen]
         if self._rng.random() < self._settings.chunk_share:
-            limit = self._settings.max_chunk_tokens
+            limit = sessions.max_chunk
             chunk = round(math.exp(self._rng.uniform(math.log(min(8, limit)), math.log(limit))))
             members[0] = _Member(members[0].session, chunk, None)
-        return members
+        return _Shape(members, [], [])
 
-    def _verification(self, session: _Session, num_new: int) -> _Member:
+    def _verification(self, session: SweepSession, num_new: int) -> _Member:
         tokens = self._rng.integers(0, self._engine.card.vocabulary_size, num_new - 1).tolist()
         return _Member(session, 0, tuple(DraftedToken(token) for token in tokens))
 
     # Measuring
 
-    def _passes(self, shapes: list[list[_Member]]) -> list[BatchSample]:
-        """The first pass decides how many shapes fit into the time; a pass that comes too late is dropped."""
-        budget = self._settings.time_budget
-        first_until = self._spent + (budget - self._spent) / self._settings.repeats
-        measured = [self._measure(shapes[:1])]
-        while len(measured) < len(shapes) and self._spent < first_until:
-            measured.append(self._measure(shapes[len(measured) : len(measured) + 1]))
-        passes = [[one for (one,) in measured]]
-        for number in range(1, self._settings.repeats):
-            self._progress(number / self._settings.repeats)
-            latest = self._measure(shapes[: len(measured)], until=self._started + budget)
-            if len(latest) < len(measured):
+    def _passes(self, sessions: SweepSessions) -> list[BatchSample]:
+        """The first pass decides how many shapes fit into the time; one that is not finished in time is dropped."""
+        wall, repeats = self._clocks.wall, self._settings.repeats
+        begin = wall()
+        first_until = begin + (self._end - begin) / repeats
+        measured: list[_Shape] = []
+        for share in self._shares():
+            if measured and wall() > first_until:
                 break
-            passes.append(latest)
+            measured.append(self._shape(sessions, share))
+            self._measure(measured[-1], sessions)
+        done = 1
+        while done < repeats and self._pass(measured, sessions):
+            done += 1
+            self._progress(done / repeats)
         self._progress(1.0)
-        return [BatchSample(same[0][0], tuple(time for _, time in same)) for same in zip(*passes, strict=True)]
+        return [shape.sample(done) for shape in measured]
 
-    def _measure(
-        self, shapes: Sequence[list[_Member]], until: float = math.inf
-    ) -> list[tuple[tuple[tuple[int, int], ...], float]]:
-        """(new, cached) tokens of each member, and seconds, of each shape in turn."""
-        measured = []
+    def _pass(self, shapes: Sequence[_Shape], sessions: SweepSessions) -> bool:
+        """Measure each shape once more; False: the time was up before the last."""
         for shape in shapes:
-            if self._clock() > until:
-                break
-            steps, sizes = zip(*[self._prepare(member) for member in shape], strict=True)
-            started = self._clock()
-            self._engine.step(steps)
-            measured.append((sizes, self._clock() - started))
-        return measured
+            if self._clocks.wall() > self._end:
+                return False
+            self._measure(shape, sessions)
+        return True
 
-    def _prepare(self, member: _Member) -> tuple[StepMember, tuple[int, int]]:
-        """Bring a session into the state that the shape asks for; what it does, and its (new, cached) tokens."""
-        session = member.session
-        num_cached = self._open(session, member.num_prefill)
-        if num_cached > session.num_cached:  # some earlier run of this chunk
-            self._engine.evict(session.id)
-            num_cached = 0
-        self._prefill(session, num_cached)
-        num_new = member.num_prefill + (0 if member.draft is None else 1 + len(member.draft))
-        return StepMember(session.id, member.num_prefill, member.draft), (num_new, session.num_cached)
+    def _measure(self, shape: _Shape, sessions: SweepSessions) -> None:
+        for member in shape.members:
+            sessions.prepare(member.session, member.num_prefill)
+        steps = [StepMember(member.session.id, member.num_prefill, member.draft) for member in shape.members]
+        wall, cpu = self._clocks.wall, self._clocks.cpu
+        started, cpu_started = wall(), 0.0 if cpu is None else cpu()
+        self._engine.step(steps)
+        if cpu is not None:
+            shape.cpu_times.append(cpu() - cpu_started)
+        shape.times.append(wall() - started)

@@ -30,6 +30,8 @@ class BatchSample:
     members: Members
     times: tuple[float, ...]
     """Seconds, one per repeat."""
+    cpu_times: tuple[float, ...] = ()
+    """Of the same repeats, the processor time of the computing thread; empty where a GPU computes."""
     shape: BatchShape = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -39,6 +41,16 @@ class BatchSample:
     def time(self) -> float:
         """The median: what is taken for the truth."""
         return median(self.times)
+
+    @property
+    def least_time(self) -> float:
+        """What it takes when nothing disturbs: what is fitted to."""
+        return min(self.times)
+
+    @property
+    def on_cpu(self) -> BatchSample:
+        """The same batch with its processor times for its times."""
+        return BatchSample(self.members, self.cpu_times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +77,16 @@ class Calibration:
     """Of a fit to half of the shapes on the other half."""
     repeats: Errors
     """Of single measurements against the median of their own shape: no estimator can do better."""
+    held_out_cpu: Errors | None = None
+    """Of a fit to processor times, on processor times: the formula's own error, whoever else uses the machine."""
+    repeats_cpu: Errors | None = None
     source: str = ""
     """Where the samples come from, and under which licence, if not from `wisp calibrate`."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON. Raises FormatError."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        content["samples"] = [{"members": _grouped(one.members), "times": one.times} for one in self.samples]
+        content["samples"] = [_written(sample) for sample in self.samples]
         try:
             path.write_text(json.dumps(content) + "\n")
         except OSError as error:
@@ -110,10 +125,21 @@ def _parse(content: dict[str, Any]) -> Calibration:
         given["emulated"],
         tuple(_sample(sample) for sample in given["samples"]),
         BatchTimeModel(**_numbers(given["model"], fields(BatchTimeModel))),
-        Errors(**_numbers(given["held_out"], fields(Errors), signed=True)),
-        Errors(**_numbers(given["repeats"], fields(Errors), signed=True)),
+        _errors(given["held_out"]),
+        _errors(given["repeats"]),
+        None if given.get("held_out_cpu") is None else _errors(given["held_out_cpu"]),
+        None if given.get("repeats_cpu") is None else _errors(given["repeats_cpu"]),
         given["source"],
     )
+
+
+def _errors(content: dict[str, Any]) -> Errors:
+    return Errors(**_numbers(content, fields(Errors), signed=True))
+
+
+def _written(sample: BatchSample) -> dict[str, Any]:
+    content = {"members": _grouped(sample.members), "times": sample.times}
+    return {**content, "cpu_times": sample.cpu_times} if sample.cpu_times else content
 
 
 def _grouped(members: Members) -> list[list[int]]:
@@ -127,9 +153,10 @@ def _sample(content: dict[str, Any]) -> BatchSample:
         (times_alike,) = count or (1,)
         members += ((int(num_new), int(num_cached)),) * int(times_alike)
     times = tuple(_number(time) for time in content["times"])
-    if not members or not times or min(times) <= 0.0:
+    cpu_times = tuple(_number(time) for time in content.get("cpu_times", ()))
+    if not members or not times or min(times + cpu_times) <= 0.0:
         raise ValueError("a sample has members and positive times")
-    return BatchSample(members, times)
+    return BatchSample(members, times, cpu_times)
 
 
 def _numbers(content: dict[str, Any], wanted: Any, *, signed: bool = False) -> dict[str, float]:
