@@ -21,7 +21,7 @@ def save_random_llama(folder: Path) -> Path:
         num_hidden_layers=13,
         num_attention_heads=12,
         num_key_value_heads=4,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         bos_token_id=0,
         eos_token_id=0,
     )
