@@ -111,7 +111,7 @@ class ScriptedDrafter:
         drafted = []
         for session_id in session_ids:
             script, committed, ahead = self._sessions[session_id]
-            drafted.append(script.drafted(committed + ahead))
+            drafted.append(script.drafted(committed, ahead))
             self._sessions[session_id] = script, committed, ahead + 1
         self.sleep(DRAFT_TIME(BatchShape(num_requests=len(session_ids))))
         return drafted  # type: ignore[return-value]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wisp.errors import ConfigError
-from wisp.sim.acceptance import AcceptanceModel, stats
+from wisp.sim.acceptance import AcceptanceModel, DrawnFate, stats
 from wisp.sim.events import Events
 from wisp.sim.network import Link, LinkModel
 from wisp.sim.scenario import Fleet, Scenario
@@ -90,7 +90,7 @@ def test_values_of_devices_are_spread_evenly_on_a_log_scale() -> None:
 
 
 def _script(right: list[bool]) -> SessionScript:
-    return SessionScript(1, 3, None, right, [0.5] * len(right))
+    return SessionScript(1, 3, None, DrawnFate(right, [0.5] * len(right)))
 
 
 def test_a_script_judges_drafts_as_an_engine_does() -> None:
@@ -101,7 +101,8 @@ def test_a_script_judges_drafts_as_an_engine_does() -> None:
     assert script.verify(2, 0, 100) == (0, END, FinishReason.STOP)
     assert script.verify(2, 2, 100) == (1, None, FinishReason.STOP)
     assert script.verify(0, 0, 1) == (0, TOKEN, FinishReason.LENGTH)
-    assert [script.drafted(position).token for position in range(4)] == [TOKEN, WRONG, END, TOKEN]
+    drafted = [script.drafted(position, 0) for position in range(4)]
+    assert [one.token for one in drafted if one is not None] == [TOKEN, WRONG, END, TOKEN]
 
 
 @pytest.mark.parametrize(

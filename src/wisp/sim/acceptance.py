@@ -1,6 +1,6 @@
 """Which drafted tokens the target accepts, and what the drafter says of them beforehand: latent difficulty.
 
-At each output position the predictor sees a score z; the drafted token is right with probability a(z):
+Recorded drafts instead: recorded.py. At each output position the predictor sees a score z; the drafted token is right with probability a(z):
 
     z | right ~ N(mu, 1)    z | wrong ~ N(0, 1)    P(right) = rate    AUC = Phi(mu / sqrt 2)
     a(z) = sigmoid(logit(rate) + mu z - mu^2 / 2)
@@ -16,14 +16,60 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 
 from wisp.errors import ConfigError
 from wisp.types import DraftStats
+from wisp.values import value
 
 _NORMAL = NormalDist()
 _GRID = np.linspace(-8.0, 8.0, 4097)
+
+
+MARGIN = 64
+"""Positions past the end that a draft may still run through, after an error before it."""
+
+
+class Fate(Protocol):
+    """What becomes of drafts in one session; positions count the output's tokens."""
+
+    def drafted(self, start: int, index: int) -> tuple[bool, DraftStats] | None:
+        """Whether token `index` of a draft that begins at `start` is right, given that all before it are; None: no more."""
+        ...
+
+    def num_right(self, start: int, num_tokens: int) -> int:
+        """How many of the first `num_tokens` of a draft that begins at `start` are right, up to the first error."""
+        ...
+
+
+class Acceptance(Protocol):
+    """Where fates come from."""
+
+    def fate(self, num_positions: int, rng: np.random.Generator) -> Fate:
+        """Of one session of so many output positions."""
+        ...
+
+
+@value(frozen=True, slots=True)
+class DrawnFate:
+    """A position that is drafted again meets the same fate; see Fate."""
+
+    right: list[bool]
+    """Per output position (and MARGIN more)."""
+    predicted: list[float]
+    """The predictor's probability of that."""
+
+    def drafted(self, start: int, index: int) -> tuple[bool, DraftStats] | None:
+        position = start + index
+        return self.right[position], stats(self.predicted[position])
+
+    def num_right(self, start: int, num_tokens: int) -> int:
+        for index in range(num_tokens):
+            if not self.right[start + index]:
+                return index
+        return num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +89,10 @@ class AcceptanceModel:
             raise ConfigError(f"the predictor's AUC must be in 0.5..1 (1 excluded), not {self.auc}")
         if not 0.0 <= self.persistence < 1.0:
             raise ConfigError(f"persistence must be in 0..1 (1 excluded), not {self.persistence}")
+
+    def fate(self, num_positions: int, rng: np.random.Generator) -> DrawnFate:
+        """What becomes of drafts in one session of so many output positions."""
+        return DrawnFate(*self.draw(num_positions + MARGIN, rng))
 
     def draw(self, num_positions: int, rng: np.random.Generator) -> tuple[list[bool], list[float]]:
         """For each position whether the drafted token is right, and the predicted probability of that."""

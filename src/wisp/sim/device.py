@@ -117,12 +117,13 @@ class Device:
         assert script is not None, "drafts come in sessions"
         if self._ready > now:
             return now
-        position = session.num_output_tokens
+        start = session.num_output_tokens
         now += self.drafter.prompt_token_time * max(self._lag - 1, 0) if session.wants_draft_token else 0.0
-        while session.wants_draft_token:
+        index = 0
+        while session.wants_draft_token and (drafted := script.drafted(start, index)) is not None:
             now += token_time
-            session.on_draft_token(script.drafted(position), now)
-            position += 1
+            session.on_draft_token(drafted, now)
+            index += 1
         return now
 
     def _end(self, *, admitted: bool) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTime
+from wisp.policy.predictor import AcceptancePredictor
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.session import SessionSettings
+from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.device import Drafter
 from wisp.sim.hardware import ServerDrafter
 from wisp.sim.network import LinkModel
@@ -61,6 +63,10 @@ class Scenario:
     """Of a closed fleet; open arrivals and traces make a device for each session."""
     fleet: Fleet = field(default_factory=Fleet)
     workload: Workload = field(default_factory=Workload)
+    predictor: AcceptancePredictor = field(default_factory=StatedConfidence)
+    """What devices predict rejections with."""
+    rejection_threshold: float | None = None
+    """Below which predicted rejection stops; None: the system's."""
     limits: SchedulerLimits = LIMITS
     scheduler_settings: Mapping[str, float] = field(default_factory=dict)
     """Fields of SLOAwareSettings that are to differ from the systems' own."""

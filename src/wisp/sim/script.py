@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wisp.sim.acceptance import stats
+from wisp.sim.acceptance import Fate
 from wisp.types import SLO, DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules, TokenId
 
 TOKEN, END, WRONG = 0, 1, 2
 """The target's tokens are all alike but for its last; a drafter that errs says WRONG."""
-
-MARGIN = 64
-"""Positions past the end that a draft may still run through, after an error before it."""
 
 
 class Outcome(NamedTuple):
@@ -35,10 +32,8 @@ class SessionScript:
     num_output_tokens: int
     """The last one ends the text."""
     slo: SLO | None
-    right: list[bool]
-    """Per output position (and MARGIN more): whether the drafter says what the target says."""
-    predicted: list[float]
-    """Per output position: its predictor's probability of that."""
+    fate: Fate
+    """Of its drafts."""
 
     def generation(self, max_tokens: int) -> GenerationRequest:
         """The request as a client makes it: nobody knows the length of the answer."""
@@ -49,22 +44,25 @@ class SessionScript:
         """The target's token at an output position."""
         return END if position == self.num_output_tokens - 1 else TOKEN
 
-    def drafted(self, position: int) -> DraftedToken:
-        """What the drafter says there."""
+    def drafted(self, start: int, index: int) -> DraftedToken | None:
+        """Token `index` of a draft that begins at an output position; None: the drafter has no more to say."""
+        drafted = self.fate.drafted(start, index)
+        if drafted is None:
+            return None
+        right, stats = drafted
         token = WRONG
-        if self.right[position]:
-            token = END if position == self.num_output_tokens - 1 else TOKEN
-        return DraftedToken(token, stats(self.predicted[position]))
+        if right:
+            token = END if start + index == self.num_output_tokens - 1 else TOKEN
+        return DraftedToken(token, stats)
 
     def verify(self, position: int, num_verified: int, max_tokens: int) -> Outcome:
         """Judge a draft of `num_verified` tokens that starts at an output position, as an engine does."""
         last = min(self.num_output_tokens, max_tokens) - 1
-        for current in range(position, position + num_verified + 1):
-            accepted = current < position + num_verified and self.right[current]
-            if current == last:
-                reason = FinishReason.STOP if self.token(current) == END else FinishReason.LENGTH
-                num_accepted = current - position + accepted
-                return Outcome(num_accepted, None if accepted else self.token(current), reason)
-            if not accepted:
-                return Outcome(current - position, TOKEN, None)
-        raise AssertionError("the last position always returns")
+        num_accepted = self.fate.num_right(position, num_verified)
+        if position + num_accepted < last:
+            return Outcome(num_accepted, TOKEN, None)
+        token = self.token(last)
+        reason = FinishReason.STOP if token == END else FinishReason.LENGTH
+        if position + num_accepted > last:
+            return Outcome(last - position + 1, None, reason)
+        return Outcome(num_accepted, token, reason)

@@ -16,7 +16,6 @@ from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.session import Session
 from wisp.policy.stop_rules import StopTerms, make_stop_rule
 from wisp.policy.systems import Drafts, SchedulerTerms, System
-from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.device import Device, DeviceRules
 from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
@@ -66,7 +65,7 @@ class Simulation:
             None if scenario.server_drafter is None else scenario.server_drafter.batch_time,
         )
         self._rules = DeviceRules(
-            stop_rule=make_stop_rule(system.stop_rule, _stop_terms(system)),
+            stop_rule=make_stop_rule(system.stop_rule, _stop_terms(scenario, system)),
             drafts=system.drafts is Drafts.ON_DEVICES,
             settings=scenario.settings,
             max_new_tokens=scenario.workload.longest_output,
@@ -165,8 +164,11 @@ def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
     return SchedulerTerms(limits, known, initial_model(drafter.batch_time), scenario.scheduler_settings)
 
 
-def _stop_terms(system: System) -> StopTerms:
-    return StopTerms(system.max_draft_tokens, system.threshold, StatedConfidence())
+def _stop_terms(scenario: Scenario, system: System) -> StopTerms:
+    threshold = system.threshold
+    if threshold is None and system.stop_rule == "predicted":
+        threshold = scenario.rejection_threshold
+    return StopTerms(system.max_draft_tokens, threshold, scenario.predictor)
 
 
 def simulate(scenario: Scenario, system: System, seed: int, progress: Progress | None = None) -> Report:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wisp.errors import ConfigError
-from wisp.sim.acceptance import AcceptanceModel
-from wisp.sim.script import MARGIN, SessionScript
+from wisp.sim.acceptance import Acceptance, AcceptanceModel
+from wisp.sim.script import SessionScript
 from wisp.types import SLO
 
 
@@ -83,15 +83,14 @@ class Workload:
     """None: a closed fleet, each device asking again after its pause."""
     trace: tuple[TracedSession, ...] = ()
     """Replayed instead of drawn lengths and arrivals."""
-    acceptance: AcceptanceModel = field(default_factory=AcceptanceModel)
+    acceptance: Acceptance = field(default_factory=AcceptanceModel)
 
     def script(self, rng: np.random.Generator, traced: TracedSession | None = None) -> SessionScript:
         """Draw one session."""
         slo = self.slos[int(rng.integers(len(self.slos)))] if self.slos else None
         num_prompt = self.prompt.draw(rng) if traced is None else traced.num_prompt_tokens
         num_output = self.output.draw(rng) if traced is None else traced.num_output_tokens
-        right, predicted = self.acceptance.draw(num_output + MARGIN, rng)
-        return SessionScript(num_prompt, num_output, slo, right, predicted)
+        return SessionScript(num_prompt, num_output, slo, self.acceptance.fate(num_output, rng))
 
     def pause(self, rng: np.random.Generator) -> float:
         """Seconds until a closed-loop device asks again."""
