@@ -30,7 +30,7 @@ def _config(tmp_path: Path, *, model: Path = TARGET, of_pair: bool = True) -> Se
         pair = replace(PAIR, vocabulary=vocabulary.fingerprint((TARGET / "tokenizer.json").read_bytes()))
     TraceWriter(trace, replace(header(), pair=pair)).append(TraceRecord(0, "one", (1, 2, 3, 9), 3, (), 0.01, 0.01))
     TIMES.save(times)
-    return ServerConfig(ModelConfig(str(model)), replay=trace, batch_times=times)
+    return ServerConfig(ModelConfig(str(model)), replay=trace, batch_times=str(times))
 
 
 def test_it_serves_the_recorded_prompts_as_that_model(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wisp import __version__
+from wisp.cli.bench import bench
 from wisp.cli.calibrate import calibrate
 from wisp.cli.demo import demo
 from wisp.cli.edge import edge
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (serve, edge, demo, calibrate, trace, train, simulate):
+for _command in (serve, edge, demo, calibrate, trace, train, simulate, bench):
     app.command()(_command)
 
 

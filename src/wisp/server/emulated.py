@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wisp.calibration.measured import MeasuredBatchTime
+from wisp.calibration.shipped import load_profile
 from wisp.config import ModelConfig, ServerConfig
 from wisp.engines import vocabulary
 from wisp.engines.base import ModelCard
@@ -21,7 +22,7 @@ def emulated_target(config: ServerConfig) -> TimedTarget:
     """What `--replay` and `--batch-times` describe. Raises ModelError, FormatError, ConfigError."""
     if config.replay is None or config.batch_times is None:
         raise ConfigError("an emulated target needs both --replay and --batch-times")
-    times = Calibration.load(config.batch_times)
+    times = load_profile(config.batch_times)
     header, records = read_trace(config.replay)
     card = _card(config.target, times)
     if header.pair.vocabulary != card.vocabulary:

@@ -18,17 +18,33 @@ from wisp.bench.live.fleet import Workload
 from wisp.bench.live.inputs import CellInputs, batch_time, batch_times_file, cell_inputs, trained_predictor
 from wisp.bench.live.point import Load, run_point
 from wisp.bench.live.results import Point, Results
-from wisp.bench.live.search import bounds, next_size
+from wisp.bench.live.search import next_size
 from wisp.bench.live.servers import Served, TargetUnderTest, served
 from wisp.bench.live.settings import BenchSettings, Cell
+from wisp.bench.live.sizing import first_size
 from wisp.config import EdgeConfig, ModelConfig
 from wisp.edge.app import load_drafter
 from wisp.engines.base import DraftEngine
 from wisp.engines.replay import ReplayDrafter
+from wisp.policy.batch_time import BatchTime
 from wisp.sim.traces import load_trace
 
 _POINT_OVERHEAD = 3.0
 """Seconds that connecting and adding up take at most, for the time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CellRun:
+    """One cell, ready to be measured."""
+
+    cell: Cell
+    inputs: CellInputs
+    calibration: str
+    expected: BatchTime
+    """What batches are expected to last."""
+    start: int
+    """Devices that every system is tried with first."""
+    deadline: float
 
 
 @dataclass(slots=True)
@@ -50,43 +66,36 @@ class Comparison:
         self.progress.remove_task(preparing)
         for number, (cell, given) in enumerate(zip(self.settings.cells, inputs, strict=True)):
             share = (self.deadline - time.monotonic()) / (len(inputs) - number)
-            await self._run_cell(cell, given, calibration, time.monotonic() + share)
+            expected = batch_time(self.settings, calibration)
+            start = self.settings.search.start or first_size(self.settings, cell, given.records, expected)
+            await self._run_cell(_CellRun(cell, given, calibration, expected, start, time.monotonic() + share))
 
-    async def _run_cell(self, cell: Cell, inputs: CellInputs, calibration: Path, deadline: float) -> None:
+    async def _run_cell(self, run: _CellRun) -> None:
         settings, search = self.settings, self.settings.search
         total = len(settings.systems) * settings.num_seeds * search.max_points
-        bar = self.progress.add_task(cell.name, total=total, completed=self._num_done(cell))
-        if any(self._next(cell, system, seed) for seed in self._seeds for system in settings.systems):
-            async with self._servers(inputs, calibration) as servers, self._models(inputs) as models:
+        bar = self.progress.add_task(run.cell.name, total=total, completed=self._num_done(run.cell))
+        if any(self._next(run, system, seed) for seed in self._seeds for system in settings.systems):
+            async with self._servers(run) as servers, self._models(run.inputs) as models:
                 for seed in self._seeds:
-                    await self._run_seed(cell, inputs, seed, servers, models, calibration, deadline, bar)
+                    await self._run_seed(run, seed, servers, models, bar)
         self.progress.update(bar, completed=total)
 
     async def _run_seed(
-        self,
-        cell: Cell,
-        inputs: CellInputs,
-        seed: int,
-        servers: Sequence[Served],
-        models: DriverModels,
-        calibration: Path,
-        deadline: float,
-        bar: TaskID,
+        self, run: _CellRun, seed: int, servers: Sequence[Served], models: DriverModels, bar: TaskID
     ) -> None:
         """The systems in turns until no search wants more, or the time is up."""
         timing = self.settings.timing
-        expected = batch_time(self.settings, calibration)
-        workload = self._workload(inputs)
-        while todo := [(one, size) for one in servers if (size := self._next(cell, one.system, seed))]:
+        workload = self._workload(run.inputs)
+        while todo := [(one, size) for one in servers if (size := self._next(run, one.system, seed))]:
             for one, size in todo:
-                if time.monotonic() + timing.longest + _POINT_OVERHEAD > deadline:
+                if time.monotonic() + timing.longest + _POINT_OVERHEAD > run.deadline:
                     return
-                load = Load(cell.fleet, workload, timing, seed, size)
+                load = Load(run.cell.fleet, workload, timing, seed, size)
                 at = self.progress.add_task(f"  {one.system}, {size} devices", total=timing.longest)
-                measures = await run_point(one, load, models, expected, self._advance(at))
+                measures = await run_point(one, load, models, run.expected, self._advance(at))
                 self.progress.remove_task(at)
-                self.results.add(Point(cell.name, one.system, seed, size, measures))
-                self.progress.update(bar, completed=self._num_done(cell))
+                self.results.add(Point(run.cell.name, one.system, seed, size, measures))
+                self.progress.update(bar, completed=self._num_done(run.cell))
 
     def _advance(self, task: TaskID) -> Callable[[float], None]:
         return lambda seconds: self.progress.update(task, completed=seconds)
@@ -98,27 +107,26 @@ class Comparison:
     def _num_done(self, cell: Cell) -> int:
         return sum(point.cell == cell.name for point in self.results.points)
 
-    def _next(self, cell: Cell, system: str, seed: int) -> int | None:
-        """The fleet that a system's search wants next; later seeds begin where the one before ended."""
+    def _next(self, run: _CellRun, system: str, seed: int) -> int | None:
+        """The fleet that a system's search wants next."""
         search = self.settings.search
-        tried = self.results.tried(cell.name, system, seed, search.level)
+        tried = self.results.tried(run.cell.name, system, seed, search.level)
         if len(tried) >= search.max_points:
             return None
-        start = search.start
-        if seed > self.settings.seed:
-            start = bounds(self.results.tried(cell.name, system, seed - 1, search.level))[0] or start
-        return next_size(tried, start, search.largest, search.resolution)
+        return next_size(tried, run.start, search.largest, search.resolution)
 
     def _workload(self, inputs: CellInputs) -> Workload:
         lengths = () if self.settings.workload is None else load_trace(self.settings.workload)
         return Workload(inputs.records, [slo.name for slo in self.settings.slos], lengths)
 
     @asynccontextmanager
-    async def _servers(self, inputs: CellInputs, calibration: Path) -> AsyncGenerator[list[Served], None]:
+    async def _servers(self, run: _CellRun) -> AsyncGenerator[list[Served], None]:
         """One for each system; they start one after the other, and only one is under load at a time."""
         settings = self.settings
-        replay = inputs.trace if settings.engine == "timed" else None
-        target = TargetUnderTest(settings.target, settings.draft, settings.slos, calibration, replay)
+        replay = run.inputs.trace if settings.engine == "timed" else None
+        target = TargetUnderTest(
+            settings.target, settings.draft, settings.slos, run.calibration, replay, settings.kv_tokens
+        )
         starting = self.progress.add_task("starting servers", total=len(settings.systems))
         async with AsyncExitStack() as stack:
             servers = []

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from wisp.bench.live.settings import BenchSettings, Cell
 from wisp.calibration.measured import MeasuredBatchTime
+from wisp.calibration.shipped import load_profile
 from wisp.demo.pair import heldout_prompts
 from wisp.errors import ConfigError, EngineError
-from wisp.formats.calibration import Calibration
 from wisp.formats.predictor import TrainedPredictor
 from wisp.formats.prompts import NamedPrompt, read_prompts
 from wisp.formats.trace import TraceHeader, TraceRecord, TraceWriter, read_trace
@@ -36,20 +36,20 @@ class CellInputs:
     """The file that holds them."""
 
 
-async def batch_times_file(settings: BenchSettings, folder: Path) -> Path:
-    """The given file, or one that is measured now."""
+async def batch_times_file(settings: BenchSettings, folder: Path) -> str:
+    """The given file or shipped profile, or a file that is measured now."""
     if settings.batch_times is not None:
         return settings.batch_times
     path = folder / "calibration.json"
     if not path.exists():
         seconds = str(CALIBRATION_SECONDS)
         await run_wisp(["calibrate", str(settings.target), "--out", str(path), "--seconds", seconds])
-    return path
+    return str(path)
 
 
-def batch_time(settings: BenchSettings, calibration: Path) -> BatchTime:
+def batch_time(settings: BenchSettings, calibration: str) -> BatchTime:
     """What batches are expected to last: of the timed engine what they do last, else the model fitted to the target."""
-    found = Calibration.load(calibration)
+    found = load_profile(calibration)
     return MeasuredBatchTime(found.samples) if settings.engine == "timed" else found.model.predict
 
 

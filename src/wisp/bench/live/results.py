@@ -26,6 +26,10 @@ class Point:
     num_devices: int
     measures: Measures
 
+    def tried(self, level: float) -> Tried:
+        """As the search sees it."""
+        return Tried(self.num_devices, self.measures.attainment, self.measures.passes(level))
+
     def line(self) -> str:
         """As it is written."""
         content = {
@@ -72,10 +76,7 @@ class Results:
 
     def tried(self, cell: str, system: str, seed: int, level: float) -> list[Tried]:
         """The same, as the search sees them."""
-        return [
-            Tried(point.num_devices, point.measures.attainment, point.measures.passes(level))
-            for point in self.of(cell, system, seed)
-        ]
+        return [point.tried(level) for point in self.of(cell, system, seed)]
 
 
 def _read(path: Path, settings: dict[str, Any]) -> Iterator[Point]:

@@ -1,10 +1,13 @@
-"""Which fleet to try next, and what was tried says about the capacity: doubling or halving, then bisection."""
+"""Which fleet to try next, and what was tried says about the capacity: larger or smaller steps, then bisection."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+GROWTH = 1.6
+"""Between two sizes while only one of the bounds is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,9 @@ def next_size(tried: Sequence[Tried], start: int, largest: int, resolution: floa
         return min(start, largest)
     low, high = bounds(tried)
     if high is None:
-        return None if low >= largest else min(2 * low, largest)
+        return None if low >= largest else min(math.ceil(GROWTH * low), largest)
     if low == 0:
-        return None if high <= 1 else high // 2
+        return None if high <= 1 else math.floor(high / GROWTH)
     if high - low <= max(1.0, resolution * low):
         return None
     return min(max(round(math.sqrt(low * high)), low + 1), high - 1)

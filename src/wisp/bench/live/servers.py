@@ -27,7 +27,7 @@ class TargetUnderTest:
     draft: Path
     """Folder of the draft model: for the system that drafts on the server."""
     slos: Sequence[SLO]
-    calibration: Path
+    calibration: str
     """Batch times: what schedulers start from, and of an emulated target what batches last."""
     replay: Path | None = None
     """Emulated: the trace that gives the verdicts."""
@@ -71,11 +71,11 @@ def _arguments(system: str, target: TargetUnderTest) -> list[str]:
         arguments += ["--slo-class", f"{slo.name}={slo.tokens_per_s},{slo.first_token_s}"]
     arguments += ["--default-slo", target.slos[0].name]
     if target.replay is not None:
-        arguments += ["--replay", str(target.replay), "--batch-times", str(target.calibration)]
+        arguments += ["--replay", str(target.replay), "--batch-times", target.calibration]
         return arguments if target.kv_tokens is None else [*arguments, "--kv-tokens", str(target.kv_tokens)]
     arguments += ["--kv-gib", str(KV_GIB)]
     if row.drafts is Drafts.ON_SERVER:
         arguments += ["--draft", str(target.draft)]
     if row.estimates:
-        arguments += ["--profile", str(target.calibration)]
+        arguments += ["--profile", target.calibration]
     return arguments

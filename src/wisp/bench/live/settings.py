@@ -10,12 +10,10 @@ from typing import Any
 from wisp.bench.live.fleet import FleetModel
 from wisp.bench.live.point import Timing
 from wisp.errors import ConfigError
-from wisp.policy.systems import SYSTEMS
-from wisp.sim.workload import Spread
+from wisp.policy.systems import SYSTEMS, Drafts
 from wisp.types import SLO
 
 ENGINES = ("real", "timed")
-DEFAULT_SYSTEMS = ("centralized", "centralized-slo", "sled", "fixed", "wisp", "wisp-plus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,8 @@ class Cell:
 class Search:
     """How the capacity is looked for."""
 
-    start: int = 16
-    """Devices that every system is tried with first."""
+    start: int | None = None
+    """Devices that every system is tried with first; None: well within what the batch times promise plain decoding."""
     largest: int = 512
     resolution: float = 0.1
     """Bisection ends when the bounds are this close, as a share of the lower one."""
@@ -43,7 +41,7 @@ class Search:
     """Attainment to be reached."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.start <= self.largest:
+        if self.start is not None and not 1 <= self.start <= self.largest:
             raise ConfigError(f"the first fleet has 1 to {self.largest} devices, not {self.start}")
         if self.max_points < 1 or not 0.0 < self.level <= 1.0:
             raise ConfigError("a search tries at least one size, and its level lies above 0 and at most at 1")
@@ -62,6 +60,8 @@ class BenchSettings:
     slos: tuple[SLO, ...]
     timing: Timing
     search: Search
+    kv_tokens: int | None = None
+    """Of the timed engine's cache; None: no limit."""
     seed: int = 0
     num_seeds: int = 1
     output_tokens: int = 48
@@ -74,8 +74,8 @@ class BenchSettings:
     """None: the demo pair's held-out prompts."""
     trace: Path | None = None
     """Of `wisp trace`; None: one is recorded first."""
-    batch_times: Path | None = None
-    """Of `wisp calibrate`; None: measured first."""
+    batch_times: str | None = None
+    """A file of `wisp calibrate`, or a shipped profile; None: measured first."""
     predictor: Path | None = None
     """Of `wisp train`, for the rules that ask one."""
     workload: Path | None = None
@@ -90,6 +90,8 @@ class BenchSettings:
         _require(len(set(self.systems)) == len(self.systems), "every system is named once")
         _require(self.engine in ENGINES, f"the engine is {' or '.join(ENGINES)}, not {self.engine!r}")
         _require(self.num_seeds >= 1, f"there is at least one seed, not {self.num_seeds}")
+        beside = [name for name in self.systems if SYSTEMS[name].drafts is Drafts.ON_SERVER]
+        _require(self.engine == "real" or not beside, f"{', '.join(beside)}: the timed engine has no drafter beside it")
         timed = self.engine != "timed" or self.batch_times is not None
         _require(
             timed, "the timed engine needs batch times (--batch-times): a file of `wisp calibrate`, or a shipped name"
@@ -102,11 +104,6 @@ class BenchSettings:
         """As plain values."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return content
-
-
-RTT = Spread(0.010, 0.060)
-SLOW = FleetModel(Spread(20.0, 40.0), RTT)
-FAST = FleetModel(Spread(80.0, 160.0), RTT)
 
 
 def _require(condition: bool, message: str) -> None:

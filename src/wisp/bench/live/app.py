@@ -1,0 +1,102 @@
+"""`wisp bench`: runs a comparison, shows it as a table, as JSON and as an HTML file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import wisp
+from wisp.bench.live.compare import Comparison
+from wisp.bench.live.html import html_report
+from wisp.bench.live.presets import BenchOptions, minutes_of, settings_of
+from wisp.bench.live.results import Results
+from wisp.bench.live.settings import BenchSettings
+from wisp.bench.live.summary import CellSummary, summarise
+from wisp.bench.live.table import label, print_table
+from wisp.errors import ConfigError
+
+POINTS, REPORT, SUMMARY = "points.jsonl", "report.html", "summary.json"
+
+
+def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool) -> int:
+    """Measure what `out` lacks, and report; returns the exit status: 1 where time ran out before each system had a point.
+
+    Without `out` nothing is kept. Raises errors of the tree.
+    """
+    logging.getLogger("wisp").setLevel(logging.ERROR)
+    settings, minutes = settings_of(options), minutes_of(options)
+    deadline = time.monotonic() + 60.0 * minutes if minutes is not None else float("inf")
+    with ExitStack() as stack:
+        folder = (
+            _folder(out) if out is not None else Path(stack.enter_context(TemporaryDirectory(prefix="wisp-bench-")))
+        )
+        results = Results(folder / POINTS, settings.as_json())
+        machine = _machine()
+        console = Console(stderr=True)
+        with Progress(*_COLUMNS, console=console) as progress:
+            asyncio.run(Comparison(settings, folder, results, progress, deadline).run())
+        machine["load average at the end"] = _load_average()
+        cells = summarise(settings, results)
+        print_table(settings, cells, console if json_output else Console())
+        summary = _summary(settings, cells, machine)
+        if out is not None:
+            (folder / REPORT).write_text(html_report(settings, cells, machine), encoding="utf-8")
+            (folder / SUMMARY).write_text(json.dumps(summary) + "\n", encoding="utf-8")
+            console.print(f"Report: {folder / REPORT}")
+    if json_output:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    return 0 if len(cells) == len(settings.cells) else 1
+
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+def _summary(settings: BenchSettings, cells: Sequence[CellSummary], machine: dict[str, Any]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "event": "bench",
+        "label": label(settings),
+        "engine": settings.engine,
+        "emulated_target": settings.engine == "timed",
+        "level": settings.search.level,
+        "machine": machine,
+        "cells": {cell.cell.name: cell.as_json() for cell in cells},
+    }
+    if len(cells) == 1 == len(settings.cells):
+        summary["systems"] = cells[0].as_json()["systems"]
+    return summary
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "CPUs": os.cpu_count(),
+        "platform": platform.platform(terse=True),
+        "Python": platform.python_version(),
+        "WISP": wisp.__version__,
+        "load average at the start": _load_average(),
+    }
+
+
+def _load_average() -> float | None:
+    """Of the last minute: who else was at work; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
