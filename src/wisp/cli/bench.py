@@ -10,15 +10,17 @@ import typer
 from wisp.cli.options import Json
 
 
-def bench(' not in s
-new='''@app.command()
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="The preset quick: at most 5 minutes on 2 cores.")] = False,
-    preset: Annotated[str, typer.Option(help="base, quick, or cells: short and long context, slow and fast drafters.")] = "base",
+    preset: Annotated[
+        str, typer.Option(help="base, quick, or cells: short and long context, slow and fast drafters.")
+    ] = "base",
     engine: Annotated[
         str, typer.Option(help="real: the target serves; timed: verdicts replayed, timing emulated (a big GPU's).")
     ] = "real",
-    system: Annotated[list[str] | None, typer.Option(help="System to compare (repeatable); default: the preset's.")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="System to compare (repeatable); default: the preset's.")
+    ] = None,
     target: Annotated[Path | None, typer.Option(help="Folder of the target; default: the demo pair's.")] = None,
     draft: Annotated[Path | None, typer.Option(help="Folder of the draft model.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="To record: as for `wisp trace`; default: the demo's.")] = None,
@@ -31,11 +33,15 @@ def bench(
     ] = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Tokens in the cache of the timed engine.")] = None,
     predictor: Annotated[Path | None, typer.Option(help="Of `wisp train`; default for the demo pair: its own.")] = None,
-    real_drafts: Annotated[bool, typer.Option(help="Draft with the model, in this process, not from the trace.")] = False,
+    real_drafts: Annotated[
+        bool, typer.Option(help="Draft with the model, in this process, not from the trace.")
+    ] = False,
     slo_class: Annotated[
         list[str] | None, typer.Option(help="NAME=TOKENS_PER_S,FIRST_TOKEN_S (repeatable), in equal shares.")
     ] = None,
-    draft_speed: Annotated[str | None, typer.Option(help="Tokens per second of a device: LOW-HIGH or one value.")] = None,
+    draft_speed: Annotated[
+        str | None, typer.Option(help="Tokens per second of a device: LOW-HIGH or one value.")
+    ] = None,
     rtt_ms: Annotated[str | None, typer.Option(help="Round trip, LOW-HIGH or one value.")] = None,
     think: Annotated[float, typer.Option(help="Mean pause of a device between two sessions, seconds.")] = 1.0,
     prompt_tokens: Annotated[int | None, typer.Option(help="Make prompts this long; default: as they are.")] = None,
