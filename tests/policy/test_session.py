@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from wisp.metrics import summarise_drafting
 from wisp.policy.controller import FixedLength, RoundContext
+from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import (
     SLO,
@@ -240,26 +242,6 @@ def test_measured_speed_is_smoothed() -> None:
     assert request.draft_speed == pytest.approx(1 / 0.2)
 
 
-def test_the_session_rate_reaches_the_stop_rule() -> None:
-    """A stop rule sees the committed tokens per second."""
-    seen: list[float] = []
-
-    class Spy(FixedLength):
-        __slots__ = ()
-
-        def keep_drafting(self, stats: object, context: object) -> bool:
-            seen.append(context.session_rate)  # type: ignore[attr-defined]
-            return False
-
-    generation = GenerationRequest(PROMPT, len(PROMPT), SamplingParams(), StopRules(20))
-    given = Session(generation, Spy(1), SessionSettings(), None, 0.0)
-    for now in (1.0, 2.0, 3.0):
-        given.begin_round(now)
-        assert not given.wants_draft_token
-        given.on_verdict(Verdict(given.round, 0, 0, 5), now)
-    assert seen == [0.0, 1.0]
-
-
 def test_rounds_are_recorded_for_the_accounting() -> None:
     """A record per verdict: drafted, verified, accepted, committed, and the time it took to draft."""
     given = session()
@@ -380,3 +362,37 @@ def test_an_accepted_end_is_no_rejection() -> None:
     draft(given, [5, 6])
     given.on_verdict(Verdict(given.round, 2, 1, None, finish_reason=FinishReason.LENGTH), 1.0)
     assert given.measured.context.acceptance == pytest.approx((0.95 + 1.0) / (1.9 + 1.0))
+
+
+def test_reading_the_history_counts_as_nothing_that_rounds_pay_for() -> None:
+    """The server's time for the first round of an epoch is not what a round takes; its round trip is."""
+    given = session()
+    given.begin_round(0.0)
+    given.request(0.0)
+    given.on_verdict(Verdict(given.round, 0, 0, 4, hints=Hints(verification_time=2.0)), 2.5)
+    context = given.measured.context
+    assert (context.rtt, context.server_time) == (0.5, 0.0)
+    for now, server_time in ((3.0, 0.1), (4.0, 2.0)):
+        given.begin_round(now)
+        given.on_draft_token(DraftedToken(5), now)
+        given.request(now)
+        given.on_verdict(Verdict(given.round, 1, 1, 6, hints=Hints(verification_time=server_time)), now + server_time)
+        given.reopen()
+    assert (context.server_time, context.round_time) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_the_bias_of_estimates_is_found() -> None:
+    """Estimates of 0.5 where nine of ten tokens are accepted: off by log 9, found within 100 tokens."""
+    measured = Measurements(0.2, 0.95, 16)
+    for index in range(100):
+        estimate = 1.0 / (1.0 + math.exp(-measured.context.bias))
+        measured.draft_judged(int(index % 10 > 0), [estimate])
+    assert measured.context.bias == pytest.approx(math.log(9.0), abs=0.8)
+
+
+def test_estimates_that_never_err_far_are_not_corrected_without_end() -> None:
+    """Certain and right: the bias stays within its limit."""
+    measured = Measurements(0.2, 0.95, 16)
+    for _ in range(1000):
+        measured.draft_judged(1, [0.5])
+    assert 5.0 < measured.context.bias <= 6.0

@@ -34,15 +34,19 @@ class RoundContext:
     """Per drafted token, smoothed."""
     rtt: float
     """Smoothed."""
-    session_rate: float
-    """Committed tokens per second of this session so far; 0: unknown."""
     prices: Prices
     acceptance: float = UNINFORMED_ACCEPTANCE
     """Of this session's drafted tokens that were judged, the share that was accepted; the recent ones weigh more."""
+    num_judged: float = 0.0
+    """Judged tokens that this share rests on, weighted the same."""
+    bias: float = 0.0
+    """Log-odds by which the stop rule's estimates were too low lately."""
     first_token_time: float = 0.0
     """Of a round's first drafted token, smoothed: it includes what the drafter has to catch up with."""
     round_time: float = 0.0
     """From a draft's departure to its verdict, smoothed."""
+    server_time: float = 0.0
+    """Queue and verification of a round whose history is cached, smoothed."""
     plain_token_time: float = 0.0
     """Per token of plain decoding."""
     tokens_since_draft: int = 0

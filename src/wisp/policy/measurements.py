@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wisp.policy.controller import RoundContext
@@ -10,6 +11,9 @@ from wisp.types import Prices
 
 _PRIOR_TOKENS = 2.0
 """Weight of the uninformed guess in a session's share of accepted tokens."""
+_LEAST_CURVATURE = 1.0
+"""Of the log-likelihood that the bias of estimates is fitted to: that of four tokens at even odds."""
+_LARGEST_BIAS = 6.0
 
 
 @dataclass(slots=True)
@@ -22,14 +26,14 @@ class Measurements:
     """Weight of earlier rounds, per round, in the share of accepted tokens."""
     decode_tokens: int
     """Asked for at once in plain decoding: its tokens share a round trip."""
-    context: RoundContext = field(default_factory=lambda: RoundContext(0.0, 0.0, 0.0, Prices()), init=False)
+    context: RoundContext = field(
+        default_factory=lambda: RoundContext(0.0, 0.0, Prices(), num_judged=_PRIOR_TOKENS), init=False
+    )
     """What stop rules see of it."""
-    _server_time: float = field(default=0.0, init=False)
-    """Queue and verification."""
     _plain_token_time: float = field(default=0.0, init=False)
-    _num_judged: float = field(default=_PRIOR_TOKENS, init=False)
     _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
     """Of the drafted tokens, the recent ones weighing more."""
+    _curvature: float = field(default=_LEAST_CURVATURE, init=False)
 
     def token_drafted(self, elapsed: float, *, first: bool) -> None:
         """Take the time of a drafted token; `first`: of its round."""
@@ -38,20 +42,30 @@ class Measurements:
         if first:
             context.first_token_time = self._smooth(context.first_token_time, elapsed)
 
-    def answered(self, elapsed: float, server_time: float) -> None:
-        """Take the time from a request to its first verdict, `server_time` of it spent in the server."""
+    def answered(self, elapsed: float, server_time: float, *, cached: bool) -> None:
+        """Take the time from a request to its first verdict, `server_time` of it spent in the server.
+
+        `cached`: the server had not to read the session's history first, which no later round pays for.
+        """
         context = self.context
-        self._server_time = self._smooth(self._server_time, server_time)
         context.rtt = self._smooth(context.rtt, max(elapsed - server_time, 0.0))
+        if cached:
+            context.server_time = self._smooth(context.server_time, server_time)
         self._expect_plain_token()
 
-    def draft_judged(self, elapsed: float, num_accepted: int, *, rejected: bool) -> None:
-        """Take the verdict on a draft and the time it took to come; `rejected`: one of its tokens was wrong."""
-        context = self.context
-        context.round_time = self._smooth(context.round_time, elapsed)
-        self._num_accepted = self.acceptance_memory * self._num_accepted + num_accepted
-        self._num_judged = self.acceptance_memory * self._num_judged + num_accepted + rejected
-        context.acceptance = self._num_accepted / self._num_judged
+    def round_ended(self, elapsed: float) -> None:
+        """Take the time from a draft's departure to its verdict."""
+        self.context.round_time = self._smooth(self.context.round_time, elapsed)
+
+    def draft_judged(self, num_accepted: int, estimates: Sequence[float]) -> None:
+        """Take the verdict on a draft; `estimates`: the stop rule's chances of the tokens that were judged."""
+        context, memory = self.context, self.acceptance_memory
+        self._num_accepted = memory * self._num_accepted + num_accepted
+        context.num_judged = memory * context.num_judged + len(estimates)
+        context.acceptance = self._num_accepted / context.num_judged
+        self._curvature = memory * self._curvature + sum(a * (1.0 - a) for a in estimates)
+        step = (num_accepted - sum(estimates)) / max(self._curvature, _LEAST_CURVATURE)
+        context.bias = min(max(context.bias + step, -_LARGEST_BIAS), _LARGEST_BIAS)
 
     def plain_round(self, token_time: float) -> None:
         """Take the time per token of a round of plain decoding."""
@@ -61,7 +75,7 @@ class Measurements:
     def _expect_plain_token(self) -> None:
         """Until plain decoding was measured: a round in the server, and a token's share of the round trip."""
         context = self.context
-        expected = self._server_time + context.rtt / self.decode_tokens if self._server_time else 0.0
+        expected = context.server_time + context.rtt / self.decode_tokens if context.server_time else 0.0
         context.plain_token_time = self._plain_token_time or expected
 
     def _smooth(self, mean: float, value: float) -> float:

@@ -1,22 +1,31 @@
 """When to stop drafting, by what a token costs: time of this session, and room in the server that others could use.
 
 a_i     estimated probability that drafted token i is accepted, given that all before it are; S_i = a_1 * ... * a_i
-A       the session's share of accepted tokens so far; f: persistence, how much of a_i - A the next token inherits
-rho     committed tokens per second of this session;  t_d: seconds per drafted token, t_1: of a round's first one
-R       seconds from a draft's departure to its verdict;  t_0: seconds per token of plain decoding
+A       the session's share of accepted tokens, n the judged tokens that it rests on
+f       persistence: how much of a_i - A the next token inherits
+t_d     seconds per drafted token, t_1: of a round's first one, with what the drafter has to catch up with
+R       seconds from a draft's departure to its verdict; until one was measured: round trip and server
+t_0     seconds per token of plain decoding
 p, P    the server's prices of a verified position and of a round, in tokens of the fleet forgone
 
-After i >= 1 tokens, one more is drafted iff its forecast survival exceeds its costs:
+What k drafted tokens are worth in a session that accepts the share A of them, and what a token of plain decoding is:
+
+    w_k(A) = (1 + A + ... + A^k - P - (k + 1) p) / (t_1 + (k - 1) t_d + R)        w_0 = (1 - P - p) / t_0
+
+in tokens per second. Where the prices exceed the tokens, seconds are worth nothing and w is tokens less prices per token.
+
+Before the first token, once per round: a draft is begun iff max_k w_k(A') > w_0. A' = (A n + o) / (n + o) takes o tokens
+for accepted that never were, so that a few rejections at the start do not decide a session; or to find out whether things
+have changed, iff probing takes at most the share s of the tokens that came since anything was drafted:
+
+    s * tokens  >=  max(w_0, 0) (t_1 + R) - (1 + A - P - 2 p)
+
+After i >= 1 tokens, one more is drafted iff its forecast survival exceeds its costs, rho = max(0, w_0, max_k w_k(A)):
 
     S_i (A + f (a_i - A))  >  rho t_d + p
 
-Before the first token, once per round: a draft is begun iff the best k gives more tokens per second than plain decoding,
-
-    max_k (1 + A + ... + A^k - P - (k + 1) p) / (t_1 + (k - 1) t_d + R)  >  max(0, (1 - P - p) / t_0)
-
-or `probe_every` tokens were committed since anything was drafted: what a draft is worth is only known from drafts. The
-time the drafter needs to catch up with plain decoding is part of t_1. A token that was drafted is sent iff S_i > p: the
-time it took is spent either way.
+A token that was drafted is sent iff S_i > p: the time it took is spent either way. The estimates a_i are corrected by the
+log-odds by which they were too low lately (RoundContext.bias), so that uncalibrated ones will do.
 """
 
 from __future__ import annotations
@@ -24,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import exp, inf, log
 from operator import mul
 
 from wisp.policy.controller import ENTROPY_WEIGHT, RoundContext, StopRule, entropy_bound
@@ -31,6 +41,8 @@ from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
 _PERSISTENCE = 0.5
+_CERTAIN = 1e-6
+"""Estimates stay this far from 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +52,28 @@ class PriceAware(StopRule):
     max_tokens: int
     predictor: AcceptancePredictor | None = None
     """None: estimate from the entropy, as AdaEDL does."""
-    probe_every: int = 64
+    optimism: float = 4.0
+    """Accepted tokens that a session is credited with when it decides whether to draft at all (o)."""
+    probe_share: float = 0.01
+    """Of its tokens that a session may lose by drafting against its estimates (s)."""
 
     def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         if stats is None:
             return context.acceptance
         if self.predictor is None:
-            return entropy_bound(stats.entropy, ENTROPY_WEIGHT)
-        return self.predictor(stats, position, context.acceptance)
+            return _shifted(entropy_bound(stats.entropy, ENTROPY_WEIGHT), context.bias)
+        return _shifted(self.predictor(stats, position, context.acceptance), context.bias)
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
         if len(stats) >= self.max_tokens:
             return False
         if not stats:
             return self._begins(context)
+        if not _round_time(context):
+            return False  # one token is enough to find out
         chances = self._chances(stats, context)
         survival = _survival(chances)[-1] * self._next(chances[-1], context)
-        rate = context.session_rate or self._best_rate(context)
+        rate = max(0.0, _plain(context), self._drafted(context.acceptance, context))
         return survival > rate * context.token_time + context.prices.per_position
 
     def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
@@ -64,25 +81,34 @@ class PriceAware(StopRule):
         return sum(value > context.prices.per_position for value in survival)
 
     def _begins(self, context: RoundContext) -> bool:
-        """Whether a round with a draft is worth more than plain decoding, or due to find out."""
-        if context.round_time == 0.0 or context.plain_token_time == 0.0:
+        """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
+        if not context.plain_token_time:
             return True
-        if context.tokens_since_draft >= self.probe_every:
-            return True
-        prices = context.prices
-        plain = (1.0 - prices.per_round - prices.per_position) / context.plain_token_time
-        return self._best_rate(context) > max(plain, 0.0)
+        judged = context.num_judged + self.optimism
+        hoped = (context.acceptance * context.num_judged + self.optimism) / judged if judged else context.acceptance
+        return self._drafted(hoped, context) > _plain(context) or self._probes(context)
 
-    def _best_rate(self, context: RoundContext) -> float:
-        """Expected committed tokens per second of the best draft length, prices charged; 0: times are unknown."""
-        if context.round_time == 0.0:
-            return 0.0
-        committed, power, best = 1.0 - context.prices.per_round - context.prices.per_position, 1.0, 0.0
-        elapsed = (context.first_token_time or context.token_time) + context.round_time
+    def _probes(self, context: RoundContext) -> bool:
+        prices, elapsed = context.prices, _first_token_time(context) + _round_time(context)
+        forgone = max(_plain(context), 0.0) * elapsed
+        gained = 1.0 + context.acceptance - prices.per_round - 2.0 * prices.per_position
+        return self.probe_share * context.tokens_since_draft >= forgone - gained
+
+    def _drafted(self, acceptance: float, context: RoundContext) -> float:
+        """The worth of the best draft; it rises with the length up to there, and falls from there on."""
+        if not _round_time(context):
+            return inf
+        prices, power, committed, best = context.prices, 1.0, 1.0, -inf
+        price = prices.per_round + prices.per_position
+        elapsed = _first_token_time(context) + _round_time(context)
         for _ in range(self.max_tokens):
-            power *= context.acceptance
-            committed += power - context.prices.per_position
-            best = max(best, committed / elapsed)
+            power *= acceptance
+            committed += power
+            price += prices.per_position
+            worth = _worth(committed, price, elapsed)
+            if worth <= best:
+                break
+            best = worth
             elapsed += context.token_time
         return best
 
@@ -95,5 +121,30 @@ class PriceAware(StopRule):
         return min(1.0, max(0.0, context.acceptance + persistence * (last - context.acceptance)))
 
 
+def _worth(committed: float, price: float, elapsed: float) -> float:
+    net = committed - price
+    return net / elapsed if net > 0.0 else net / committed
+
+
+def _plain(context: RoundContext) -> float:
+    """The worth of plain decoding; nothing while its time is unknown."""
+    if not context.plain_token_time:
+        return 0.0
+    return _worth(1.0, context.prices.per_round + context.prices.per_position, context.plain_token_time)
+
+
+def _round_time(context: RoundContext) -> float:
+    return context.round_time or context.rtt + context.server_time
+
+
+def _first_token_time(context: RoundContext) -> float:
+    return context.first_token_time or context.token_time
+
+
 def _survival(chances: Sequence[float]) -> list[float]:
     return list(accumulate(chances, mul))
+
+
+def _shifted(chance: float, log_odds: float) -> float:
+    chance = min(max(chance, _CERTAIN), 1.0 - _CERTAIN)
+    return 1.0 / (1.0 + exp(-log(chance / (1.0 - chance)) - log_odds))

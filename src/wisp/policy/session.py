@@ -14,7 +14,9 @@ comes from plain decoding, since the target has to read the prompt anyway and a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import inf
+from operator import mul
 
 from wisp.policy.controller import StopRule
 from wisp.policy.measurements import Measurements
@@ -104,6 +106,10 @@ class Session:
     """Committed by this round so far."""
     _plain: bool = field(default=True, init=False)
     """Whether this round is for the first token."""
+    _cached: bool = field(default=False, init=False)
+    """Whether the server has read the history: the first round of an epoch waits for that."""
+    _estimates: list[float] = field(default_factory=list, init=False)
+    """The stop rule's, of the tokens that were sent."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.tokens)
@@ -183,6 +189,7 @@ class Session:
         self.finish_reason = verdict.finish_reason
         self._learn(verdict, len(committed), now)
         self._answered = True
+        self._cached = self._cached or (verdict.final and bool(committed))
         self.records.append(
             RoundRecord(
                 num_drafted=self._num_drafted,
@@ -198,6 +205,7 @@ class Session:
     def reopen(self) -> GenerationRequest:
         """Raise the epoch and drop the unanswered round; returns what opens the session anew."""
         self.epoch += 1
+        self._cached = False
         self._drop_draft()
         return replace(self.generation, tokens=tuple(self.tokens))
 
@@ -234,25 +242,20 @@ class Session:
         measured, hints, elapsed = self.measured, verdict.hints, now - self._asked
         context = measured.context
         if num_committed:
-            context.prices, context.session_rate = hints.prices, self._session_rate()
+            context.prices = hints.prices
             if not self._answered:
-                measured.answered(elapsed, hints.queue_time + hints.verification_time)
+                measured.answered(elapsed, hints.queue_time + hints.verification_time, cached=self._cached)
         self._round_tokens += num_committed
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:
             rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None
-            measured.draft_judged(elapsed, verdict.num_accepted, rejected=rejected)
-        elif verdict.final and self._round_tokens and not self._plain:
+            measured.draft_judged(verdict.num_accepted, self._estimates[: verdict.num_accepted + rejected])
+            if self._cached:
+                measured.round_ended(elapsed)
+        elif verdict.final and self._round_tokens and self._cached:
             measured.plain_round(elapsed / self._round_tokens)
 
     def _survival(self) -> tuple[float, ...]:
-        survival, product, context = [], 1.0, self.measured.context
-        for position, stats in enumerate(self._stats):
-            product *= self.stop_rule.acceptance(stats, position, context)
-            survival.append(product)
-        return tuple(survival)
-
-    def _session_rate(self) -> float:
-        if len(self.token_times) < 2 or self.token_times[-1] <= self.token_times[0]:
-            return 0.0
-        return (len(self.token_times) - 1) / (self.token_times[-1] - self.token_times[0])
+        rule, context = self.stop_rule, self.measured.context
+        self._estimates = [rule.acceptance(stats, position, context) for position, stats in enumerate(self._stats)]
+        return tuple(accumulate(self._estimates, mul))
