@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.formats.test_predictor import TRAINED
 from tests.training.traces import header
-from wisp.errors import FormatError
+from wisp.errors import ConfigError, FormatError
+from wisp.formats.predictor import TrainedPredictor
 from wisp.formats.trace import Chain, TraceHeader, TraceRecord, TraceWriter
 from wisp.policy.systems import SYSTEMS
+from wisp.sim.app import SimulationOptions, run_simulation
 from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import Scenario
 from wisp.sim.script import END, TOKEN, WRONG, SessionScript
@@ -95,3 +99,41 @@ def test_traces_of_other_settings_do_not_mix(tmp_path: Path) -> None:
         TraceWriter(tmp_path / f"{index}.jsonl", one).append(_record(1))
     with pytest.raises(FormatError, match=r"1\.jsonl was made with other settings: temperature"):
         RecordedAcceptance.read([tmp_path / "0.jsonl", tmp_path / "1.jsonl"])
+
+
+def _told(tmp_path: Path, *, trained: TrainedPredictor = TRAINED) -> SimulationOptions:
+    """Options with a trace, and a predictor of its pair."""
+    path, predictor = tmp_path / "trace.jsonl", tmp_path / "predictor.json"
+    TraceWriter(path, HEADER).append(_record(0, 2, 3, 1))
+    trained.save(predictor)
+    return SimulationOptions(
+        systems=("wisp",),
+        devices=3,
+        output_tokens=30.0,
+        warmup=0.0,
+        duration=10.0,
+        acceptance_traces=(path,),
+        predictor=predictor,
+        json_output=True,
+    )
+
+
+def test_the_command_replays_traces_with_a_real_predictor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose threshold decides what is sent: everything, or nothing."""
+    num_verified = []
+    for threshold in (0.0, 1.0):
+        run_simulation(_told(tmp_path, trained=replace(TRAINED, threshold=threshold)))
+        drafting = json.loads(capsys.readouterr().out)["systems"]["wisp"]["drafting"]
+        num_verified.append(drafting["num_verified"])
+        (tmp_path / "trace.jsonl").unlink()
+    assert num_verified[0] > 50
+    assert num_verified[1] == 0
+
+
+def test_predictors_of_other_models_are_refused(tmp_path: Path) -> None:
+    """And those that nothing is recorded for."""
+    other = replace(TRAINED, pair=replace(TRAINED.pair, draft_weights="other"))
+    with pytest.raises(FormatError, match="or their weights differ"):
+        run_simulation(_told(tmp_path, trained=other))
+    with pytest.raises(ConfigError, match="give --acceptance-trace with --predictor"):
+        run_simulation(replace(_told(tmp_path), acceptance_traces=()))

@@ -9,49 +9,106 @@ import typer
 
 from wisp.cli.options import Json
 
+SERVER, DEVICES, SESSIONS, RUN = "The server", "Devices and network", "Sessions", "The run"
+
 
 def simulate(
-    system: Annotated[list[str] | None, typer.Option(help="System to run (repeatable); default: all.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="Data sheet of the server's GPU; default: a100-80gb.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Target model, or the path of a config.json; default: qwen3-32b.")
+    system: Annotated[
+        list[str] | None, typer.Option(help="System to run (repeatable); default: all.", rich_help_panel=RUN)
     ] = None,
-    weight_bits: Annotated[int, typer.Option(help="16, 8 or 4.")] = 16,
+    capacity: Annotated[
+        bool, typer.Option("--capacity", help="Search how many devices each system serves.", rich_help_panel=RUN)
+    ] = False,
+    warmup: Annotated[float, typer.Option(help="Seconds before sessions are judged.", rich_help_panel=RUN)] = 30.0,
+    duration: Annotated[float, typer.Option(help="Seconds in which sessions are judged.", rich_help_panel=RUN)] = 60.0,
+    seed: Annotated[
+        int, typer.Option(help="The same seed brings the same devices and sessions.", rich_help_panel=RUN)
+    ] = 0,
+    seeds: Annotated[int, typer.Option(help="Seeds of the search for the capacity.", rich_help_panel=RUN)] = 3,
+    gpu: Annotated[
+        str | None, typer.Option(help="Data sheet of the GPU; default: a100-80gb.", rich_help_panel=SERVER)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Target, or the path of its config.json; default: qwen3-32b.", rich_help_panel=SERVER),
+    ] = None,
+    weight_bits: Annotated[int, typer.Option(help="16, 8 or 4.", rich_help_panel=SERVER)] = 16,
     profile: Annotated[
         str | None,
-        typer.Option(help="Measured batch times: qwen3-32b-rtx-pro-6000, or a file of `wisp calibrate`."),
+        typer.Option(
+            help="Measured batch times: qwen3-32b-rtx-pro-6000, or a file of `wisp calibrate`.", rich_help_panel=SERVER
+        ),
     ] = None,
     batch_noise: Annotated[
-        bool, typer.Option("--batch-noise", help="Batches last as unevenly as the profile's repeats did.")
+        bool,
+        typer.Option(
+            "--batch-noise", help="Batches last as unevenly as the profile's repeats did.", rich_help_panel=SERVER
+        ),
     ] = False,
-    kv_tokens: Annotated[int | None, typer.Option(help="What the KV cache holds; default: what fits.")] = None,
-    devices: Annotated[int, typer.Option(help="In a closed fleet: each asks again after a pause.")] = 100,
-    think: Annotated[float, typer.Option(help="That pause, mean seconds.")] = 5.0,
-    rate: Annotated[float | None, typer.Option(help="Open arrivals instead: sessions per second.")] = None,
-    trace_file: Annotated[
-        Path | None, typer.Option("--trace", help="Recorded arrivals and lengths instead: Azure CSV, Mooncake JSONL.")
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache holds; default: what fits.", rich_help_panel=SERVER)
     ] = None,
-    prompt_tokens: Annotated[float, typer.Option(help="Mean length of a prompt.")] = 256.0,
-    output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 128.0,
-    variation: Annotated[float, typer.Option(help="Of both: standard deviation over mean.")] = 0.8,
-    slo: Annotated[str, typer.Option(help="SLO classes in equal shares: tokens per second, with commas.")] = "4",
-    first_token: Annotated[float, typer.Option(help="Seconds within which the first token is due.")] = 5.0,
-    draft_speed: Annotated[str, typer.Option(help="Tokens per second of a device: LOW-HIGH or one value.")] = "10-50",
-    rtt_ms: Annotated[str, typer.Option(help="Round trip, LOW-HIGH or one value.")] = "10-60",
-    jitter_ms: Annotated[float, typer.Option(help="Mean of an exponential delay each way.")] = 2.0,
-    loss: Annotated[float, typer.Option(help="Probability that a message has to be sent again.")] = 0.0,
-    acceptance: Annotated[float, typer.Option(help="Share of drafted tokens that are right.")] = 0.75,
-    auc: Annotated[float, typer.Option(help="Of the rejection predictor.")] = 0.85,
-    max_batch: Annotated[int, typer.Option(help="Requests in one batch.")] = 256,
+    max_batch: Annotated[int, typer.Option(help="Requests in one batch.", rich_help_panel=SERVER)] = 256,
     server_draft: Annotated[
-        str, typer.Option(help="Drafter beside the target, for the system that drafts on the server.")
+        str,
+        typer.Option(help="Drafter beside the target, for systems that draft on the server.", rich_help_panel=SERVER),
     ] = "qwen3-0.6b",
-    setting: Annotated[list[str] | None, typer.Option(help="Scheduler setting NAME=VALUE (repeatable).")] = None,
-    warmup: Annotated[float, typer.Option(help="Seconds before sessions are judged.")] = 30.0,
-    duration: Annotated[float, typer.Option(help="Seconds in which sessions are judged.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="The same seed brings the same devices and sessions.")] = 0,
-    capacity: Annotated[bool, typer.Option("--capacity", help="Search how many devices each system serves.")] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of the search.")] = 3,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Scheduler setting NAME=VALUE (repeatable).", rich_help_panel=SERVER)
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(help="In a closed fleet: each asks again after a pause.", rich_help_panel=DEVICES)
+    ] = 100,
+    draft_speed: Annotated[
+        str, typer.Option(help="Drafted tokens per second: LOW-HIGH or one value.", rich_help_panel=DEVICES)
+    ] = "10-50",
+    acceptance: Annotated[
+        float, typer.Option(help="Share of drafted tokens that are right.", rich_help_panel=DEVICES)
+    ] = 0.75,
+    auc: Annotated[
+        float, typer.Option(help="How well they are foreseen: the predictor's AUC.", rich_help_panel=DEVICES)
+    ] = 0.85,
+    acceptance_trace: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recorded drafts instead: file of `wisp trace` (repeatable).", rich_help_panel=DEVICES),
+    ] = None,
+    predictor: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `wisp train` that foresees them; default: the drafter's confidence.", rich_help_panel=DEVICES
+        ),
+    ] = None,
+    rtt_ms: Annotated[str, typer.Option(help="Round trip: LOW-HIGH or one value.", rich_help_panel=DEVICES)] = "10-60",
+    jitter_ms: Annotated[
+        float, typer.Option(help="Mean of an exponential delay each way.", rich_help_panel=DEVICES)
+    ] = 2.0,
+    loss: Annotated[
+        float, typer.Option(help="Probability that a message has to be sent again.", rich_help_panel=DEVICES)
+    ] = 0.0,
+    slo: Annotated[
+        str, typer.Option(help="Classes in equal shares: tokens per second, with commas.", rich_help_panel=SESSIONS)
+    ] = "4",
+    first_token: Annotated[
+        float, typer.Option(help="Seconds within which the first token is due.", rich_help_panel=SESSIONS)
+    ] = 5.0,
+    prompt_tokens: Annotated[float, typer.Option(help="Mean length of a prompt.", rich_help_panel=SESSIONS)] = 256.0,
+    output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.", rich_help_panel=SESSIONS)] = 128.0,
+    variation: Annotated[
+        float, typer.Option(help="Of both lengths: standard deviation over mean.", rich_help_panel=SESSIONS)
+    ] = 0.8,
+    think: Annotated[
+        float, typer.Option(help="Pause of a device between two sessions, mean seconds.", rich_help_panel=SESSIONS)
+    ] = 5.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Open arrivals instead of a fleet: sessions per second.", rich_help_panel=SESSIONS),
+    ] = None,
+    trace_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", help="Recorded arrivals and lengths: Azure CSV, Mooncake JSONL.", rich_help_panel=SESSIONS
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
@@ -73,6 +130,8 @@ def simulate(
             loss=loss,
             acceptance=acceptance,
             auc=auc,
+            acceptance_traces=tuple(acceptance_trace or ()),
+            predictor=predictor,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             variation=variation,

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
 from wisp.config import parse_settings
 from wisp.errors import ConfigError
+from wisp.formats.predictor import TrainedPredictor
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.acceptance import AcceptanceModel
+from wisp.sim.acceptance import Acceptance, AcceptanceModel, StatedConfidence
 from wisp.sim.capacity import Interval, capacity, paired_ratio
 from wisp.sim.machine import Machine, MachineOptions, choose, machine_of
+from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.report import Report
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
@@ -46,6 +49,8 @@ class SimulationOptions:
     loss: float = 0.0
     acceptance: float = 0.75
     auc: float = 0.85
+    acceptance_traces: tuple[Path, ...] = ()
+    predictor: Path | None = None
     prompt_tokens: float = 256.0
     output_tokens: float = 128.0
     variation: float = 0.8
@@ -85,6 +90,8 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
         kv_capacity_tokens=machine.kv_capacity_tokens,
         max_batch_requests=_at_least_1("max-batch", options.max_batch),
     )
+    acceptance = _acceptance(options)
+    predictor = _predictor(options.predictor, acceptance)
     return Scenario(
         batch_time=machine.batch_time,
         batch_noise=machine.noise,
@@ -96,7 +103,9 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
             jitter=options.jitter_ms / 1e3,
             loss=options.loss,
         ),
-        workload=_workload(options),
+        workload=_workload(options, acceptance),
+        predictor=StatedConfidence() if predictor is None else predictor.predictor,
+        rejection_threshold=None if predictor is None else predictor.threshold,
         limits=limits,
         scheduler_settings=parse_settings(options.settings),
         warmup=options.warmup,
@@ -113,7 +122,25 @@ def spread(text: str, unit: float = 1.0) -> Spread:
         raise ConfigError(f"a range is LOW-HIGH or one number, not {text!r}") from None
 
 
-def _workload(options: SimulationOptions) -> Workload:
+def _acceptance(options: SimulationOptions) -> Acceptance:
+    if options.acceptance_traces:
+        return RecordedAcceptance.read(options.acceptance_traces)
+    return AcceptanceModel(options.acceptance, options.auc)
+
+
+def _predictor(path: Path | None, acceptance: Acceptance) -> TrainedPredictor | None:
+    if path is None:
+        return None
+    if not isinstance(acceptance, RecordedAcceptance):
+        raise ConfigError(
+            "a predictor reads the statistics of recorded drafts: give --acceptance-trace with --predictor"
+        )
+    trained = TrainedPredictor.load(path)
+    acceptance.require(trained, path)
+    return trained
+
+
+def _workload(options: SimulationOptions, acceptance: Acceptance) -> Workload:
     if options.rate is not None and options.trace is not None:
         raise ConfigError("a trace has its own arrivals: give either a rate or a trace")
     return Workload(
@@ -123,7 +150,7 @@ def _workload(options: SimulationOptions) -> Workload:
         think_time=options.think,
         arrivals=None if options.rate is None else Arrivals(options.rate),
         trace=() if options.trace is None else load_trace(options.trace),
-        acceptance=AcceptanceModel(options.acceptance, options.auc),
+        acceptance=acceptance,
     )
 
 
@@ -162,35 +189,41 @@ def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence
 
             reports[name] = simulate(scenario, SYSTEMS[name], options.seed, show)
     if not options.json_output:
-        Console().print(_report_table(reports))
+        Console().print(_report_table("Simulated sessions", _SESSIONS, reports))
+        Console().print(_report_table("Simulated server and drafts", _SERVER, reports))
         return
     _print({"seed": options.seed, "systems": {name: report.as_dict() for name, report in reports.items()}})
 
 
-def _report_table(reports: Mapping[str, Report]) -> Table:
-    columns = (Column(label, justify="right") for label, _ in _COLUMNS)
-    table = Table(Column("system", no_wrap=True), *columns, title="Simulated: modelled hardware, network and devices")
+def _report_table(title: str, columns: _Columns, reports: Mapping[str, Report]) -> Table:
+    values = (Column(label, justify="right") for label in columns)
+    table = Table(
+        Column("system", no_wrap=True), *values, title=title, box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
     for name, report in reports.items():
-        table.add_row(name, *(value(report) for _, value in _COLUMNS))
+        table.add_row(name, *(value(report) for value in columns.values()))
     return table
 
 
-_COLUMNS: Sequence[tuple[str, Callable[[Report], str]]] = (
-    ("sessions", lambda report: f"{report.num_sessions}"),
-    ("attained", lambda report: f"{report.attainment:.1%}"),
-    ("worst class", lambda report: f"{min(report.attainment_by_class.values(), default=1.0):.1%}"),
-    ("good tok/s", lambda report: f"{report.goodput:.0f}"),
-    ("all tok/s", lambda report: f"{report.tokens_per_s:.0f}"),
-    ("first token p95, s", lambda report: f"{report.p95_first_token_time:.2f}"),
-    ("engine busy", lambda report: f"{report.utilisation:.0%}"),
-    ("batch", lambda report: f"{report.requests_per_batch:.1f}"),
-    ("queue p95, ms", lambda report: f"{report.p95_queue_time * 1e3:.0f}"),
-    ("interference, ms", lambda report: f"{report.mean_interference * 1e3:.1f}"),
-    ("engine ms per token", lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f}"),
-    ("positions per token", lambda report: f"{report.cost.positions_per_token:.2f}"),
-    ("accepted", lambda report: f"{report.drafting.accepted_share:.0%}"),
-    ("wasted", lambda report: f"{report.drafting.waste_ratio:.0%}"),
-)
+_Columns = Mapping[str, Callable[[Report], str]]
+_SESSIONS: _Columns = {
+    "offered": lambda report: f"{report.num_sessions}",
+    "attained": lambda report: f"{report.attainment:.1%}",
+    "worst class": lambda report: f"{min(report.attainment_by_class.values(), default=1.0):.1%}",
+    "first token, p95 s": lambda report: f"{report.p95_first_token_time:.2f}",
+    "tokens per s": lambda report: f"{report.tokens_per_s:.0f}",
+    "in time per s": lambda report: f"{report.goodput:.0f}",
+}
+_SERVER: _Columns = {
+    "engine busy": lambda report: f"{report.utilisation:.0%}",
+    "batch size": lambda report: f"{report.requests_per_batch:.1f}",
+    "queue, p95 ms": lambda report: f"{report.p95_queue_time * 1e3:.0f}",
+    "inter- fered, ms": lambda report: f"{report.mean_interference * 1e3:.1f}",
+    "engine ms per token": lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f}",
+    "inputs per token": lambda report: f"{report.cost.positions_per_token:.2f}",
+    "drafts right": lambda report: f"{report.drafting.accepted_share:.0%}",
+    "time wasted": lambda report: f"{report.drafting.waste_ratio:.0%}",
+}
 
 
 # Capacity

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wisp.errors import FormatError
+from wisp.formats.predictor import TrainedPredictor
 from wisp.formats.trace import Chain, TraceHeader, TraceRecord, read_traces
 from wisp.types import DraftStats
 
@@ -51,6 +52,15 @@ class RecordedAcceptance:
     def read(cls, paths: Sequence[Path]) -> RecordedAcceptance:
         """From files of `wisp trace`. Raises FormatError."""
         return cls(*read_traces(paths))
+
+    def require(self, trained: TrainedPredictor, path: Path) -> None:
+        """Raise FormatError unless the predictor was trained for this pair of models."""
+        ours, theirs = self.header.pair, trained.pair
+        if ours != theirs:
+            raise FormatError(
+                f"{path} was trained for the pair {theirs.target} and {theirs.draft}, the trace is of {ours.target} and "
+                f"{ours.draft}, or their weights differ: train one with `wisp train`"
+            )
 
     def fate(self, num_positions: int, rng: np.random.Generator) -> RecordedFate:
         return self._fates[int(rng.integers(len(self._fates)))]
