@@ -218,9 +218,9 @@ _SERVER: _Columns = {
     "engine busy": lambda report: f"{report.utilisation:.0%}",
     "batch size": lambda report: f"{report.requests_per_batch:.1f}",
     "queue, p95 ms": lambda report: f"{report.p95_queue_time * 1e3:.0f}",
-    "inter- fered, ms": lambda report: f"{report.mean_interference * 1e3:.1f}",
+    "others add, ms": lambda report: f"{report.mean_interference * 1e3:.1f}",
     "engine ms per token": lambda report: f"{report.cost.engine_time_per_token * 1e3:.2f}",
-    "inputs per token": lambda report: f"{report.cost.positions_per_token:.2f}",
+    "rows per token": lambda report: f"{report.cost.positions_per_token:.2f}",
     "drafts right": lambda report: f"{report.drafting.accepted_share:.0%}",
     "time wasted": lambda report: f"{report.drafting.waste_ratio:.0%}",
 }
