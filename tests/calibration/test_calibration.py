@@ -223,6 +223,14 @@ def test_an_engine_without_shared_prefixes_is_calibrated_too() -> None:
     assert max(cached for sample in samples for _, cached in sample.members) == SETTINGS.max_cached_tokens
 
 
+def test_a_handful_of_histories_is_refused() -> None:
+    """Batches of one or two requests say nothing of what a batch of many takes."""
+    engine = Clocked()
+    engine.target.kv_capacity_tokens = 350
+    with pytest.raises(FormatError, match="only 2 histories could be cached"):
+        engine.samples()
+
+
 def test_an_emulated_target_says_that_it_cannot_be_calibrated() -> None:
     """It knows recorded prompts only, and its batch times are given anyway."""
     target = TimedTarget(fake_card("m"), RecordedOutputs({}), TRUTH.predict, lambda _: None)

@@ -1,7 +1,7 @@
 """The sessions that a sweep measures batches of: histories of many lengths, cached, with something to prefill after it.
 
 All histories begin alike: an engine that finds cached prefixes computes the longest one only, and copies it to the
-others. What follows the cached part is each session's own, so that measured chunks are computed.
+others. What follows the cached part is new each time, so that measured chunks are computed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from wisp.types import GenerationRequest, SamplingParams, StopRules, TokenId
 OWNER = "wisp-calibration"
 _SHORTEST = 16
 """Cached tokens of the shortest history, and the first chunk that is tried."""
+_LONGEST_SHARE = 0.6
+"""Of the time for filling caches, spent on the longest history."""
+_MIN_SESSIONS = 4
 _LONGEST_STEP = 0.15
-"""Share of the time for filling caches that a chunk may take; longer ones are left out of the sweep."""
+"""Of that time, for one chunk; longer ones are left out of the sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepSession:
-    """A history, and how much of it is cached before each batch."""
+    """A history by how much of it is cached before each batch."""
 
     id: str
-    tokens: tuple[TokenId, ...]
     num_cached: int
 
 
@@ -43,11 +45,13 @@ class SweepSessions:
         """Tokens of a measured chunk: less than was asked for where the engine would take too long for them."""
         self._engine = engine
         self._rng = rng
+        self._num_opened = 0
         self._reserve = max_chunk + max_new + 2
         """Tokens that a session may need beside those that are cached."""
         self._room = engine.kv_capacity_tokens // 2
         """Tokens of the cache that the sweep may fill."""
-        fits = min(engine.card.context_length, self._room - engine.kv_page_tokens) - self._reserve
+        beside = _MIN_SESSIONS * (self._reserve + engine.kv_page_tokens)
+        fits = min(engine.card.context_length - self._reserve, (self._room - beside) // 2)
         self._beginning = self._tokens(max(1, min(max_cached, fits)))
         """Of every history."""
 
@@ -62,19 +66,23 @@ class SweepSessions:
             self._engine.close(session.id)
 
     def fill(self, number: int, clock: Callable[[], float], until: float) -> None:
-        """Open up to `number` sessions; ends with the chunk that is computed at `until`. Raises FormatError."""
-        longest = self._fill_longest(clock, until)
+        """Open up to `number` sessions; the step that is computed at `until` is the last. Raises FormatError."""
+        longest = self._fill_longest(clock, clock() + _LONGEST_SHARE * (until - clock()))
         lengths = np.geomspace(longest, min(_SHORTEST, longest), number)[1:]
         for length in self._rng.permutation(lengths):
             if clock() > until or not self._fits(round(length)):
-                return
+                break
             self.prepare(self._add(round(length)), 0)
+        if len(self.all) < min(number, _MIN_SESSIONS):
+            raise FormatError(
+                f"only {len(self.all)} histories could be cached, which says nothing of larger batches: allow more time, "
+                f"or a larger KV cache than {self._engine.kv_capacity_tokens} tokens"
+            )
 
     def prepare(self, session: SweepSession, num_prefill: int) -> None:
         """Bring a session into its state, with `num_prefill` tokens of its history left to compute."""
         num_cached = self._open(session, num_prefill)
-        if num_cached > session.num_cached:  # what an earlier batch computed of it
-            self._engine.evict(session.id)
+        while num_cached > session.num_cached:  # the engine remembers what followed last time
             num_cached = self._open(session, num_prefill)
         while num_cached < session.num_cached:
             chunk = min(self.max_chunk, session.num_cached - num_cached)
@@ -92,7 +100,7 @@ class SweepSessions:
             if 2.0 * (clock() - started) <= _LONGEST_STEP * (until - began):
                 chunk = min(2 * chunk, self.max_chunk)
         self.max_chunk = chunk
-        self.all[0] = self._session(0, num_cached)
+        self.all[0] = SweepSession(self.all[0].id, num_cached)
         return num_cached
 
     def _fits(self, num_cached: int) -> bool:
@@ -101,24 +109,20 @@ class SweepSessions:
         return needed + (len(self.all) + 1) * (self._reserve + page) <= self._room
 
     def _add(self, num_cached: int) -> SweepSession:
-        session = self._session(len(self.all), num_cached)
-        self.all.append(session)
-        return session
-
-    def _session(self, index: int, num_cached: int) -> SweepSession:
-        """Its own tokens begin with one that no other history has there, by chance or otherwise."""
-        vocabulary = self._engine.card.vocabulary_size
-        begun = self._beginning[:num_cached]
-        following = self._beginning[num_cached] if num_cached < len(self._beginning) else 0
-        own = [(following + 1 + index) % vocabulary, *self._tokens(self._reserve)]
-        return SweepSession(f"calibration-{index}", (*begun, *own), num_cached)
+        self.all.append(SweepSession(f"calibration-{len(self.all)}", num_cached))
+        return self.all[-1]
 
     def _tokens(self, number: int) -> tuple[TokenId, ...]:
         return tuple(self._rng.integers(0, self._engine.card.vocabulary_size, number).tolist())
 
     def _open(self, session: SweepSession, num_prefill: int) -> int:
-        """Open (again) with what is cached or to be prefilled, and a last token; returns what is cached."""
-        tokens = session.tokens[: session.num_cached + num_prefill + 1]
+        """Open (again) with what is to be cached or prefilled, and a last token; returns what is cached."""
+        self._num_opened += 1
+        vocabulary, following = self._engine.card.vocabulary_size, self._beginning[session.num_cached :]
+        first = (
+            following[0] if following else 0
+        ) + self._num_opened  # so that no other history goes on in the same way
+        tokens = (*self._beginning[: session.num_cached], first % vocabulary, *self._tokens(num_prefill))
         stop = StopRules(self._engine.card.context_length - len(tokens))
         request = GenerationRequest(tokens, len(tokens), SamplingParams(), stop)
         try:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wisp.calibration.fit import MIN_SHAPES
 from wisp.calibration.sessions import SweepSession, SweepSessions
 from wisp.engines.base import StepMember, TargetEngine
 from wisp.formats.calibration import BatchSample, Members
 from wisp.types import DraftedToken
 
 Clock = Callable[[], float]
+_ENOUGH = 2 * MIN_SHAPES
+"""Shapes that are worth more than repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class Sweep:
         first_until = begin + (self._end - begin) / repeats
         measured: list[_Shape] = []
         for share in self._shares():
-            if measured and wall() > first_until:
+            if wall() > (first_until if len(measured) >= _ENOUGH else self._end) and measured:
                 break
             measured.append(self._shape(sessions, share))
             self._measure(measured[-1], sessions)
@@ -168,3 +171,6 @@ class Sweep:
         if cpu is not None:
             shape.cpu_times.append(cpu() - cpu_started)
         shape.times.append(wall() - started)
+        for member in shape.members:
+            if member.num_prefill > member.session.num_cached:  # more than an engine gives up for a cached prefix
+                self._engine.evict(member.session.id)
