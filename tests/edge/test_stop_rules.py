@@ -25,7 +25,7 @@ PROMPT = "once upon a time"
 def saved_predictor(folder: Path, pair: PairIdentity = PAIR) -> Path:
     """It believes margins above 2: FakeDrafter's are 3.6 where it is right, else 1.6."""
     path = folder / "predictor.json"
-    TrainedPredictor(pair, "greedy", 0.0, predictor(4.0, -2.0), threshold=0.5).save(path)
+    TrainedPredictor(pair, ("greedy",), predictor(4.0, -2.0), threshold=0.5).save(path)
     return path
 
 

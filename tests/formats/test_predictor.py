@@ -14,14 +14,14 @@ from tests.training.traces import PAIR
 from wisp.errors import FormatError
 from wisp.formats.predictor import TrainedPredictor
 
-TRAINED = TrainedPredictor(PAIR, "greedy", 0.0, predictor(1.5, -0.25), threshold=0.4, report={"auc": 0.8})
+TRAINED = TrainedPredictor(PAIR, ("greedy",), predictor(1.5, -0.25), threshold=0.4, report={"auc": 0.8})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     """The network predicts the same, and the file says for whom."""
     TRAINED.save(tmp_path / "p.json")
     found = TrainedPredictor.load(tmp_path / "p.json")
-    assert (found.pair, found.rule, found.threshold, found.report) == (PAIR, "greedy", 0.4, {"auc": 0.8})
+    assert (found.pair, found.conditions, found.threshold, found.report) == (PAIR, ("greedy",), 0.4, {"auc": 0.8})
     assert found.predictor(STATS, 2, 0.5) == pytest.approx(TRAINED.predictor(STATS, 2, 0.5))
 
 
@@ -34,7 +34,7 @@ def changed(path: Path, change: dict[str, Any]) -> None:
     ("change", "complaint"),
     [
         ({"format": "other"}, "is not a wisp-predictor"),
-        ({"version": 2}, "is not a wisp-predictor"),
+        ({"version": 1}, "is not a wisp-predictor"),
         ({"features": ["margin", "shoe_size"]}, "shoe_size"),
         ({"mean": [0.0]}, "2 values"),
         ({"scale": [1.0, 0.0]}, "2 values"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.traces import header, made_up_records
 from wisp.errors import FormatError
-from wisp.formats.trace import TraceRecord, TraceWriter, read_trace, read_traces
+from wisp.formats.trace import TraceRecord, TraceWriter, read_trace, read_trace_sets, read_traces
 
 
 def rounded(records: list[TraceRecord]) -> list[tuple[object, ...]]:
@@ -61,6 +61,28 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     assert len(read_traces([a, a])[1]) == 2
     with pytest.raises(FormatError, match="no trace"):
         read_traces([])
+
+
+def test_sets_of_one_pair(tmp_path: Path) -> None:
+    """Files with equal headers are one set, those with other settings another; other models are refused."""
+    paths = [tmp_path / f"{name}.jsonl" for name in "abcd"]
+    other = replace(header(), pair=replace(header().pair, draft_weights="9"))
+    for path, given in zip(paths, (header(), header("coupled", 0.8), header(), other), strict=True):
+        TraceWriter(path, given).append(made_up_records(1)[0])
+    sets = read_trace_sets(paths[:3])
+    assert [(given.condition, len(records)) for given, records in sets] == [
+        ("greedy", 2),
+        ("coupled, temperature 0.8", 1),
+    ]
+    with pytest.raises(FormatError, match="other models: draft_weights"):
+        read_trace_sets(paths)
+    with pytest.raises(FormatError, match="no trace"):
+        read_trace_sets([])
+
+
+def test_conditions_in_words() -> None:
+    """The nucleus is named where there is one."""
+    assert replace(header("rejection", 0.5), top_p=0.9).condition == "rejection, temperature 0.5, top-p 0.9"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from wisp.cli.options import Json
 
 
 def train(
-    traces: Annotated[list[Path], typer.Argument(help="Files of `wisp trace`, all made in the same way.")],
+    traces: Annotated[list[Path], typer.Argument(help="Files of `wisp trace`, all of one pair of models.")],
     output: Annotated[Path, typer.Option(help="The predictor's file, for `wisp edge --predictor`.")],
     plot: Annotated[Path | None, typer.Option(help="Reliability and speeds as an SVG file.")] = None,
     hidden: Annotated[list[int] | None, typer.Option(help="Width of a hidden layer (repeatable).")] = None,

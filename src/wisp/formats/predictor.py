@@ -14,7 +14,7 @@ from wisp.formats.trace import PairIdentity
 from wisp.policy.predictor import FEATURES, FloatArray, MlpPredictor
 
 FORMAT = "wisp-predictor"
-VERSION = 1
+VERSION = 2
 _DIGITS = 7
 
 
@@ -23,9 +23,8 @@ class TrainedPredictor:
     """A predictor and what belongs to it."""
 
     pair: PairIdentity
-    rule: str
-    """Acceptance rule of the traces it was trained on: greedy, coupled or rejection."""
-    temperature: float
+    conditions: tuple[str, ...]
+    """How tokens were chosen in the traces that it was trained on (TraceHeader.condition)."""
     predictor: MlpPredictor
     threshold: float
     """Below which predicted rejection stops; tuned on prompts that the network was not fitted to."""
@@ -39,8 +38,7 @@ class TrainedPredictor:
             "format": FORMAT,
             "version": VERSION,
             "pair": asdict(self.pair),
-            "rule": self.rule,
-            "temperature": self.temperature,
+            "conditions": self.conditions,
             "threshold": self.threshold,
             "features": network.features,
             "mean": _listed(network.mean),
@@ -65,8 +63,7 @@ class TrainedPredictor:
         try:
             return cls(
                 pair=PairIdentity(**content["pair"]),
-                rule=str(content["rule"]),
-                temperature=float(content["temperature"]),
+                conditions=tuple(map(str, content["conditions"])),
                 predictor=_network(content),
                 threshold=float(content["threshold"]),
                 report=dict(content["report"]),

@@ -50,6 +50,14 @@ class TraceHeader:
     """Of each output."""
     chain_length: int
 
+    @property
+    def condition(self) -> str:
+        """How tokens were chosen, in words."""
+        if self.rule == "greedy":
+            return self.rule
+        nucleus = "" if self.top_p == 1.0 else f", top-p {self.top_p:g}"
+        return f"{self.rule}, temperature {self.temperature:g}{nucleus}"
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -149,6 +157,20 @@ def read_traces(paths: Iterable[Path]) -> tuple[TraceHeader, list[TraceRecord]]:
     if header is None:
         raise FormatError("no trace was named")
     return header, records
+
+
+def read_trace_sets(paths: Iterable[Path]) -> list[tuple[TraceHeader, list[TraceRecord]]]:
+    """Files of one pair of models, those with equal headers added up. Raises FormatError where pairs differ."""
+    sets: dict[TraceHeader, list[TraceRecord]] = {}
+    for path in paths:
+        header, records = read_trace(path)
+        first = next(iter(sets), header)
+        if header.pair != first.pair:
+            raise FormatError(f"{path} was made with other models: {_difference(first, header)}")
+        sets.setdefault(header, []).extend(records)
+    if not sets:
+        raise FormatError("no trace was named")
+    return list(sets.items())
 
 
 def _open(path: Path, mode: str) -> IO[str]:

@@ -14,9 +14,10 @@ from wisp.training.replay import Replayed, Speeds, ratio_interval, replay
 MAX_TOKENS = 12
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 CELLS = (
-    Speeds("fast drafts, slow rounds", draft_s=0.01, rtt_s=0.06, server_s=0.03),
-    Speeds("even", draft_s=0.025, rtt_s=0.04, server_s=0.02),
-    Speeds("slow drafts, fast rounds", draft_s=0.06, rtt_s=0.02, server_s=0.02),
+    Speeds("fast drafts, near server", draft_s=0.005, rtt_s=0.01, server_s=0.06),
+    Speeds("fast drafts, far server", draft_s=0.005, rtt_s=0.06, server_s=0.06),
+    Speeds("slow drafts, near server", draft_s=0.03, rtt_s=0.01, server_s=0.06),
+    Speeds("slow drafts, far server", draft_s=0.03, rtt_s=0.06, server_s=0.06),
 )
 
 Rules = Mapping[str, StopRule | None]
@@ -39,6 +40,16 @@ class Row:
     low: float
     high: float
     """95 % interval of that ratio over the prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedRow:
+    """One fixed length in one cell."""
+
+    cell: str
+    k: int
+    accepted_share: float
+    tokens_per_s: float
 
 
 def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
@@ -87,13 +98,17 @@ def best_settings(tune: Sequence[TraceRecord], rules: Rules, speeds: Speeds) -> 
     return max(rules, key=lambda settings: replay(tune, rules[settings], speeds).rate)
 
 
-def fixed_lengths(test: Sequence[TraceRecord], speeds: Speeds) -> list[dict[str, float]]:
-    """Accepted share and tokens per second of every fixed K."""
-    found = [(k, replay(test, FixedLength(k), speeds)) for k in range(1, MAX_TOKENS + 1)]
-    return [{"k": k, "accepted_share": one.drafting.accepted_share, "tokens_per_s": one.rate} for k, one in found]
+def fixed_lengths(test: Sequence[TraceRecord], cells: Sequence[Speeds] = CELLS) -> list[FixedRow]:
+    """Every fixed K in every cell."""
+    return [
+        FixedRow(cell.name, k, found.drafting.accepted_share, found.rate)
+        for cell in cells
+        for k in range(1, MAX_TOKENS + 1)
+        for found in [replay(test, FixedLength(k), cell)]
+    ]
 
 
-def best_threshold(tune: Sequence[TraceRecord], predictor: MlpPredictor, speeds: Speeds) -> float:
+def best_threshold(tune: Sequence[TraceRecord], predictor: MlpPredictor, speeds: Speeds = CELLS[0]) -> float:
     """Of predicted rejection, the suspicious token withheld: what a predictor file recommends."""
     rules = {str(t): PredictedRejection(predictor, t, MAX_TOKENS) for t in THRESHOLDS}
     return float(best_settings(tune, rules, speeds))

@@ -50,10 +50,15 @@ def examples(records: Sequence[TraceRecord]) -> tuple[FloatArray, FloatArray]:
 
 
 def _of_record(record: TraceRecord) -> Iterator[tuple[Sequence[float], bool]]:
-    """The session's share of accepted tokens is what a device would have seen with drafts of a typical length."""
+    """The session's share of accepted tokens is what a device would have seen with drafts of a typical length.
+
+    Chains overlap: what became of one is known only once the output has passed all of it.
+    """
     judged, accepted = 2.0, 2.0 * UNINFORMED_ACCEPTANCE
-    for chain in record.chains:
+    for start, chain in enumerate(record.chains):
         for position in range(chain.num_judged):
             yield feature_row(chain.stats[position], position, accepted / judged), position < chain.num_accepted
-        judged = _MEMORY * judged + 0.5 * min(chain.num_judged, _TYPICAL_DRAFT)
-        accepted = _MEMORY * accepted + 0.5 * min(chain.num_accepted, _TYPICAL_DRAFT)
+        if start >= _TYPICAL_DRAFT:
+            passed = record.chains[start - _TYPICAL_DRAFT]
+            judged = _MEMORY * judged + 0.5 * min(passed.num_judged, _TYPICAL_DRAFT)
+            accepted = _MEMORY * accepted + 0.5 * min(passed.num_accepted, _TYPICAL_DRAFT)

@@ -11,18 +11,20 @@ from wisp.training.measures import Bin
 _SIZE, _LEFT, _BAR = 260, 60, 18
 
 
-def svg(bins: Sequence[Bin], rows: Sequence[Row]) -> str:
-    """Predicted against observed acceptance above, tokens per second of each rule in each cell below."""
-    below = _SIZE + 90
-    height = below + len(rows) * _BAR + 60
-    parts = [*_reliability(bins), *_bars(rows, below)]
+def svg(conditions: Sequence[tuple[str, Sequence[Bin], Sequence[Row]]]) -> str:
+    """For each condition predicted against observed acceptance, and below it the speed of each rule in each cell."""
+    parts, top = [], 0
+    for name, bins, rows in conditions:
+        drawn = [*_reliability(name, bins), *_bars(rows, _SIZE + 90)]
+        parts.append(f'<g transform="translate(0 {top})">{"".join(drawn)}</g>')
+        top += _SIZE + 90 + (len(rows) + len({row.cell for row in rows}) + 1) * _BAR
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {top}" font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )
 
 
-def _reliability(bins: Sequence[Bin]) -> list[str]:
+def _reliability(name: str, bins: Sequence[Bin]) -> list[str]:
     points = [(_LEFT + one.predicted * _SIZE, 40 + (1.0 - one.accepted) * _SIZE, one.num_tokens) for one in bins]
     most = max((one.num_tokens for one in bins), default=1)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
@@ -31,7 +33,7 @@ def _reliability(bins: Sequence[Bin]) -> list[str]:
     ]
     end = _LEFT + _SIZE
     return [
-        _text(_LEFT, 20, "accepted share by predicted acceptance (area: tokens); dashed: perfect"),
+        _text(_LEFT, 20, f"{name}: accepted share by predicted acceptance (area: tokens); dashed: perfect"),
         f'<rect x="{_LEFT}" y="40" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#999"/>',
         f'<path d="M{_LEFT} {40 + _SIZE} L{end} 40" stroke="#999" stroke-dasharray="4"/>',
         f'<polyline points="{path}" fill="none" stroke="#2a6fb0"/>',
