@@ -8,12 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.app import SimulationOptions, run_simulation
-from wisp.sim.machine import MachineOptions
+from wisp.sim.app import run_simulation
+from wisp.sim.machine import MachineOptions, machine_of
+from wisp.sim.options import SimulationOptions, scenario_of
 
 QUICK = SimulationOptions(
     machine=MachineOptions(model="qwen3-8b"),
@@ -66,8 +68,26 @@ def test_open_arrivals_and_traces_replace_the_closed_fleet(tmp_path: Path, capsy
     assert 10 <= json.loads(capsys.readouterr().out)["systems"]["fixed"]["num_sessions"] <= 30
     path = tmp_path / "trace.jsonl"
     path.write_text("".join(json.dumps(_row(time)) + "\n" for time in (0, 2000, 3000, 3500, 6000)))
-    run_simulation(replace(QUICK, trace=path, systems=("fixed",), json_output=True))
+    run_simulation(replace(QUICK, traces=(path,), systems=("fixed",), json_output=True))
     assert json.loads(capsys.readouterr().out)["systems"]["fixed"]["num_sessions"] == 3
+
+
+def test_recorded_lengths_are_drawn_from(tmp_path: Path) -> None:
+    """Long sessions can be left out; those that would not fit into the KV cache have to be."""
+    path = tmp_path / "lengths.jsonl"
+    rows = [{"timestamp": 0, "input_length": length, "output_length": 7} for length in (5, 50, 500_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = replace(QUICK, lengths=(path,))
+    machine = machine_of(options.machine)
+    with pytest.raises(ConfigError, match=r"1 of 3 recorded sessions need more than the .* tokens of the KV cache"):
+        scenario_of(options, machine)
+    workload = scenario_of(replace(options, longest=57), machine).workload
+    rng = np.random.default_rng(0)
+    drawn = {workload.script(rng).num_prompt_tokens for _ in range(50)}
+    assert drawn == {5, 50}
+    assert workload.longest_output == 7
+    with pytest.raises(ConfigError, match="no recorded session has at most 3 tokens"):
+        scenario_of(replace(options, longest=3), machine)
 
 
 def _row(time: int) -> dict[str, int]:
@@ -83,7 +103,8 @@ def _row(time: int) -> dict[str, int]:
         ({"rtt_ms": "far"}, "a range is LOW-HIGH"),
         ({"rtt_ms": "60-10"}, "low <= high"),
         ({"max_batch": 0}, "max-batch must be at least 1"),
-        ({"rate": 1.0, "trace": Path("a.csv")}, "either a rate or a trace"),
+        ({"rate": 1.0, "traces": (Path("a.csv"),)}, "neither --rate nor --lengths"),
+        ({"lengths": (Path("a.csv"),), "traces": (Path("a.csv"),)}, "neither --rate nor --lengths"),
         ({"rate": 1.0, "capacity": True}, "needs a closed fleet"),
         ({"seeds": 0, "capacity": True}, "seeds must be at least 1"),
     ],

@@ -15,7 +15,8 @@ from wisp.errors import ConfigError, FormatError
 from wisp.formats.predictor import TrainedPredictor
 from wisp.formats.trace import Chain, TraceHeader, TraceRecord, TraceWriter
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.app import SimulationOptions, run_simulation
+from wisp.sim.app import run_simulation
+from wisp.sim.options import SimulationOptions
 from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import Scenario
 from wisp.sim.script import END, TOKEN, WRONG, SessionScript

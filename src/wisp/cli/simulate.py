@@ -103,17 +103,37 @@ def simulate(
         float | None,
         typer.Option(help="Open arrivals instead of a fleet: sessions per second.", rich_help_panel=SESSIONS),
     ] = None,
-    trace_file: Annotated[
-        Path | None,
+    arrival_variation: Annotated[
+        float,
         typer.Option(
-            "--trace", help="Recorded arrivals and lengths: Azure CSV, Mooncake JSONL.", rich_help_panel=SESSIONS
+            help="Of the gaps between them: standard deviation over mean; 1: Poisson.", rich_help_panel=SESSIONS
         ),
+    ] = 1.0,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Recorded arrivals and lengths: Azure CSV, Mooncake JSONL (repeatable: at once).",
+            rich_help_panel=SESSIONS,
+        ),
+    ] = None,
+    trace_speed: Annotated[
+        float, typer.Option(help="How many times as fast they arrive.", rich_help_panel=SESSIONS)
+    ] = 1.0,
+    lengths: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Recorded lengths alone, drawn from: ShareGPT JSON, or a trace (repeatable).", rich_help_panel=SESSIONS
+        ),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(help="Leave out recorded sessions of more tokens.", rich_help_panel=SESSIONS)
     ] = None,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
-    from wisp.sim.app import SimulationOptions, run_simulation
+    from wisp.sim.app import run_simulation
     from wisp.sim.machine import MachineOptions
+    from wisp.sim.options import SimulationOptions
 
     run_simulation(
         SimulationOptions(
@@ -121,7 +141,11 @@ def simulate(
             systems=tuple(system or ()),
             devices=devices,
             rate=rate,
-            trace=trace_file,
+            arrival_variation=arrival_variation,
+            traces=tuple(trace or ()),
+            trace_speed=trace_speed,
+            lengths=tuple(lengths or ()),
+            longest=longest,
             slo=slo,
             first_token=first_token,
             draft_speed=draft_speed,

@@ -1,12 +1,10 @@
-"""`wisp simulate`: options to a scenario, runs with a progress bar, a table or JSON."""
+"""`wisp simulate`: runs with a progress bar, a table or JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,55 +12,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from wisp.config import parse_settings
 from wisp.errors import ConfigError
-from wisp.formats.predictor import TrainedPredictor
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.acceptance import Acceptance, AcceptanceModel, StatedConfidence
 from wisp.sim.capacity import Interval, capacity, paired_ratio
-from wisp.sim.machine import Machine, MachineOptions, choose, machine_of
-from wisp.sim.recorded import RecordedAcceptance
+from wisp.sim.machine import choose, machine_of
+from wisp.sim.options import SimulationOptions, at_least_1, scenario_of
 from wisp.sim.report import Report
-from wisp.sim.scenario import LIMITS, Fleet, Scenario
+from wisp.sim.scenario import Scenario
 from wisp.sim.simulator import simulate
-from wisp.sim.traces import load_trace
-from wisp.sim.workload import Arrivals, Lengths, Spread, Workload
-from wisp.types import SLO
-
-LONGEST_PROMPT, LONGEST_OUTPUT = 8192, 2048
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationOptions:
-    """What `wisp simulate` was told; ranges are given as `LOW-HIGH` or as one value."""
-
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    systems: tuple[str, ...] = ()
-    devices: int = 100
-    rate: float | None = None
-    trace: Path | None = None
-    slo: str = "4"
-    first_token: float = 5.0
-    draft_speed: str = "10-50"
-    rtt_ms: str = "10-60"
-    jitter_ms: float = 2.0
-    loss: float = 0.0
-    acceptance: float = 0.75
-    auc: float = 0.85
-    acceptance_traces: tuple[Path, ...] = ()
-    predictor: Path | None = None
-    prompt_tokens: float = 256.0
-    output_tokens: float = 128.0
-    variation: float = 0.8
-    think: float = 5.0
-    max_batch: int = 256
-    warmup: float = 30.0
-    duration: float = 60.0
-    seed: int = 0
-    seeds: int = 3
-    capacity: bool = False
-    settings: tuple[str, ...] = ()
-    json_output: bool = False
 
 
 def run_simulation(options: SimulationOptions) -> None:
@@ -83,96 +40,8 @@ def system_names(given: Sequence[str]) -> list[str]:
     return list(given or SYSTEMS)
 
 
-def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
-    """What the options describe, on some machine. Raises ConfigError and FormatError."""
-    limits = replace(
-        LIMITS,
-        kv_capacity_tokens=machine.kv_capacity_tokens,
-        max_batch_requests=_at_least_1("max-batch", options.max_batch),
-    )
-    acceptance = _acceptance(options)
-    predictor = _predictor(options.predictor, acceptance)
-    return Scenario(
-        batch_time=machine.batch_time,
-        batch_noise=machine.noise,
-        server_drafter=machine.server_drafter,
-        num_devices=options.devices,
-        fleet=Fleet(
-            draft_speed=spread(options.draft_speed),
-            rtt=spread(options.rtt_ms, 1e-3),
-            jitter=options.jitter_ms / 1e3,
-            loss=options.loss,
-        ),
-        workload=_workload(options, acceptance),
-        predictor=StatedConfidence() if predictor is None else predictor.predictor,
-        rejection_threshold=None if predictor is None else predictor.threshold,
-        limits=limits,
-        scheduler_settings=parse_settings(options.settings),
-        warmup=options.warmup,
-        duration=options.duration,
-    )
-
-
-def spread(text: str, unit: float = 1.0) -> Spread:
-    """`LOW-HIGH`, or one value."""
-    low, _, high = text.partition("-")
-    try:
-        return Spread(float(low) * unit, float(high or low) * unit)
-    except ValueError:
-        raise ConfigError(f"a range is LOW-HIGH or one number, not {text!r}") from None
-
-
-def _acceptance(options: SimulationOptions) -> Acceptance:
-    if options.acceptance_traces:
-        return RecordedAcceptance.read(options.acceptance_traces)
-    return AcceptanceModel(options.acceptance, options.auc)
-
-
-def _predictor(path: Path | None, acceptance: Acceptance) -> TrainedPredictor | None:
-    if path is None:
-        return None
-    if not isinstance(acceptance, RecordedAcceptance):
-        raise ConfigError(
-            "a predictor reads the statistics of recorded drafts: give --acceptance-trace with --predictor"
-        )
-    trained = TrainedPredictor.load(path)
-    acceptance.require(trained, path)
-    return trained
-
-
-def _workload(options: SimulationOptions, acceptance: Acceptance) -> Workload:
-    if options.rate is not None and options.trace is not None:
-        raise ConfigError("a trace has its own arrivals: give either a rate or a trace")
-    return Workload(
-        prompt=Lengths(options.prompt_tokens, options.variation, LONGEST_PROMPT),
-        output=Lengths(options.output_tokens, options.variation, LONGEST_OUTPUT),
-        slos=slo_classes(options.slo, options.first_token),
-        think_time=options.think,
-        arrivals=None if options.rate is None else Arrivals(options.rate),
-        trace=() if options.trace is None else load_trace(options.trace),
-        acceptance=acceptance,
-    )
-
-
-def slo_classes(text: str, first_token: float) -> tuple[SLO, ...]:
-    """Speeds in tokens per second, separated by commas."""
-    try:
-        speeds = [float(speed) for speed in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"SLO classes are speeds separated by commas, not {text!r}") from None
-    if min(speeds) <= 0.0:
-        raise ConfigError(f"SLO speeds must be positive, not {text}")
-    return tuple(SLO(f"{speed:g}/s", speed, first_token) for speed in speeds)
-
-
 def _print(result: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
-
-
-def _at_least_1(name: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"{name} must be at least 1, not {value}")
-    return value
 
 
 # One load
@@ -230,11 +99,11 @@ _SERVER: _Columns = {
 
 
 def _run_capacity(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> None:
-    if options.rate is not None or options.trace is not None:
+    if options.rate is not None or options.traces:
         raise ConfigError("capacity is a number of devices: it needs a closed fleet, not a rate or a trace")
     found: dict[str, list[int]] = {name: [] for name in names}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("capacity", total=_at_least_1("seeds", options.seeds) * len(names))
+        task = progress.add_task("capacity", total=at_least_1("seeds", options.seeds) * len(names))
         for seed in range(options.seed, options.seed + options.seeds):
             for name in names:
                 start = found[name][-1] if found[name] and found[name][-1] else options.devices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,10 @@ class TracedSession:
     num_prompt_tokens: int
     num_output_tokens: int
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_output_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
@@ -83,11 +87,15 @@ class Workload:
     """None: a closed fleet, each device asking again after its pause."""
     trace: tuple[TracedSession, ...] = ()
     """Replayed instead of drawn lengths and arrivals."""
+    lengths: tuple[TracedSession, ...] = ()
+    """Sessions whose lengths are drawn, each as often as the others, instead of log-normal ones."""
     acceptance: Acceptance = field(default_factory=AcceptanceModel)
 
     def script(self, rng: np.random.Generator, traced: TracedSession | None = None) -> SessionScript:
         """Draw one session."""
         slo = self.slos[int(rng.integers(len(self.slos)))] if self.slos else None
+        if self.lengths and traced is None:
+            traced = self.lengths[int(rng.integers(len(self.lengths)))]
         num_prompt = self.prompt.draw(rng) if traced is None else traced.num_prompt_tokens
         num_output = self.output.draw(rng) if traced is None else traced.num_output_tokens
         return SessionScript(num_prompt, num_output, slo, self.acceptance.fate(num_output, rng))
@@ -99,8 +107,8 @@ class Workload:
     @property
     def longest_output(self) -> int:
         """Output tokens that a client allows."""
-        longest: Sequence[int] = [traced.num_output_tokens for traced in self.trace]
-        return max(longest, default=self.output.longest)
+        recorded = (traced.num_output_tokens for traced in (*self.trace, *self.lengths))
+        return max(recorded, default=self.output.longest)
 
 
 @dataclass(frozen=True, slots=True)
