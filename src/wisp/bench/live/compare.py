@@ -26,6 +26,7 @@ from wisp.config import EdgeConfig, ModelConfig
 from wisp.edge.app import load_drafter
 from wisp.engines.base import DraftEngine
 from wisp.engines.replay import ReplayDrafter
+from wisp.formats.predictor import TrainedPredictor
 from wisp.policy.batch_time import BatchTime
 from wisp.sim.traces import load_trace
 
@@ -42,6 +43,7 @@ class _CellRun:
     calibration: str
     expected: BatchTime
     """What batches are expected to last."""
+    trained: TrainedPredictor | None
     start: int
     """Devices that every system is tried with first."""
     deadline: float
@@ -60,6 +62,7 @@ class Comparison:
 
     async def run(self) -> None:
         """Measure what the results lack. Raises errors of the tree."""
+        trained = trained_predictor(self.settings)
         preparing = self.progress.add_task("preparing", total=None)
         calibration = await batch_times_file(self.settings, self.folder)
         inputs = [await cell_inputs(self.settings, cell, self.folder) for cell in self.settings.cells]
@@ -68,14 +71,15 @@ class Comparison:
             share = (self.deadline - time.monotonic()) / (len(inputs) - number)
             expected = batch_time(self.settings, calibration)
             start = self.settings.search.start or first_size(self.settings, cell, given.records, expected)
-            await self._run_cell(_CellRun(cell, given, calibration, expected, start, time.monotonic() + share))
+            run = _CellRun(cell, given, calibration, expected, trained, start, time.monotonic() + share)
+            await self._run_cell(run)
 
     async def _run_cell(self, run: _CellRun) -> None:
         settings, search = self.settings, self.settings.search
         total = len(settings.systems) * settings.num_seeds * search.max_points
         bar = self.progress.add_task(run.cell.name, total=total, completed=self._num_done(run.cell))
         if any(self._next(run, system, seed) for seed in self._seeds for system in settings.systems):
-            async with self._servers(run) as servers, self._models(run.inputs) as models:
+            async with self._servers(run) as servers, self._models(run) as models:
                 for seed in self._seeds:
                     await self._run_seed(run, seed, servers, models, bar)
         self.progress.update(bar, completed=total)
@@ -125,7 +129,13 @@ class Comparison:
         settings = self.settings
         replay = run.inputs.trace if settings.engine == "timed" else None
         target = TargetUnderTest(
-            settings.target, settings.draft, settings.slos, run.calibration, replay, settings.kv_tokens
+            settings.target,
+            settings.draft,
+            settings.slos,
+            run.calibration,
+            replay,
+            settings.kv_tokens,
+            settings.predictor,
         )
         starting = self.progress.add_task("starting servers", total=len(settings.systems))
         async with AsyncExitStack() as stack:
@@ -137,10 +147,10 @@ class Comparison:
             yield servers
 
     @asynccontextmanager
-    async def _models(self, inputs: CellInputs) -> AsyncGenerator[DriverModels, None]:
+    async def _models(self, run: _CellRun) -> AsyncGenerator[DriverModels, None]:
         """The drafter of all devices: replayed, or the real one on a thread."""
         settings = self.settings
-        engine: DraftEngine = ReplayDrafter(inputs.header, inputs.records)
+        engine: DraftEngine = ReplayDrafter(run.inputs.header, run.inputs.records)
         executor: Executor = InlineExecutor()
         if settings.real_drafts:
             config = EdgeConfig("127.0.0.1:1", draft=ModelConfig(str(settings.draft)))
@@ -148,7 +158,7 @@ class Comparison:
             executor = ThreadPoolExecutor(1, thread_name_prefix="wisp-drafter")
         tokenizer = Tokenizer.from_file(str(settings.target / "tokenizer.json"))
         try:
-            yield DriverModels(inputs.header, engine, executor, tokenizer, trained_predictor(settings))
+            yield DriverModels(run.inputs.header, engine, executor, tokenizer, run.trained)
         finally:
             executor.shutdown()
             engine.shutdown()

@@ -21,6 +21,7 @@ from wisp.formats.batch_log import read_batch_log
 from wisp.policy.batch_time import BatchTime
 
 _HEARTBEAT = 0.02
+_GOODBYE = 0.2
 _CONNECTING_AT_ONCE = 16
 
 
@@ -129,6 +130,8 @@ async def _drive(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        # Sessions that were cut off have yet to say so to the server: it would keep them for their devices' return.
+        await asyncio.sleep(max(device.script.traits.rtt for device in devices) + _GOODBYE)
     lag = float(np.percentile(lags, 95)) if lags else 0.0
     return window, DriverLoad(cpu_at_end - cpu_at_start, lag)
 

@@ -16,6 +16,8 @@ from wisp.types import SLO
 MAX_SESSIONS = 4096
 MAX_BATCH_REQUESTS = 256
 KV_GIB = 2.0
+IDLE_TIMEOUT = 5.0
+"""Seconds after which a server forgets the sessions of devices that are gone: a point must not weigh on the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class TargetUnderTest:
     """Emulated: the trace that gives the verdicts."""
     kv_tokens: int | None = None
     """Emulated: tokens that the KV cache holds; None: no limit."""
+    predictor: Path | None = None
+    """For the devices' stop rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,14 @@ async def served(system: str, target: TargetUnderTest, folder: Path) -> AsyncGen
     tokens.write_text("nobody-yet\n", encoding="utf-8")
     arguments = [*_arguments(system, target), "--tokens-file", str(tokens), "--batch-log", str(log)]
     async with command(["serve", str(target.model), *arguments]) as ready:
-        device = with_system(EdgeConfig(server=ready["address"]), system)
+        device = with_system(EdgeConfig(server=ready["address"], predictor=target.predictor), system)
         yield Served(system, ready, device, tokens, log)
 
 
 def _arguments(system: str, target: TargetUnderTest) -> list[str]:
     row = SYSTEMS[system]
     arguments = ["--system", system, "--port", "0", "--max-sessions", str(MAX_SESSIONS)]
-    arguments += ["--max-batch-requests", str(MAX_BATCH_REQUESTS)]
+    arguments += ["--max-batch-requests", str(MAX_BATCH_REQUESTS), "--idle-timeout", str(IDLE_TIMEOUT)]
     for slo in target.slos:
         arguments += ["--slo-class", f"{slo.name}={slo.tokens_per_s},{slo.first_token_s}"]
     arguments += ["--default-slo", target.slos[0].name]
