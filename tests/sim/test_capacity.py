@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wisp.policy.batch_time import BatchShape
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.capacity import Interval, capacity, largest_passing, paired_ratio
+from wisp.sim.capacity import Interval, capacity, grid, largest_passing, paired_ratio
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.workload import Lengths, Workload
 from wisp.types import SLO
@@ -34,6 +36,13 @@ def test_the_search_finds_where_passing_ends(limit: int, start: int) -> None:
     assert len(tried) <= 12
 
 
+@given(limit=st.integers(0, 3000), starts=st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
+def test_where_the_search_starts_does_not_decide_what_it_finds(limit: int, starts: tuple[int, int]) -> None:
+    """Both searches try fleets of one grid only."""
+    found = {largest_passing(lambda number: number <= limit, start) for start in starts}
+    assert found == {max((size for size in grid() if size <= limit), default=0)}
+
+
 def test_large_fleets_are_searched_to_two_percent() -> None:
     """And what was found has passed."""
     passes, tried = _logged(10_000)
@@ -44,7 +53,7 @@ def test_large_fleets_are_searched_to_two_percent() -> None:
 
 def test_what_always_passes_ends_the_search() -> None:
     """At the largest fleet there is."""
-    assert largest_passing(lambda _: True, 1) == 1 << 20
+    assert largest_passing(lambda _: True, 1) == grid()[-1]
 
 
 def test_intervals_are_students() -> None:
