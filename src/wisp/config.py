@@ -116,6 +116,9 @@ class ServerConfig:
     """Emulated: batches last as long as this file (of `wisp calibrate`), or shipped profile, says."""
     kv_tokens: int | None = None
     """Emulated: tokens that the KV cache holds; None: no limit."""
+    metrics_port: int | None = None
+    """Of a Prometheus endpoint; None: none, 0: any free one. Whoever reaches it may read it."""
+    metrics_host: str = "127.0.0.1"
     batch_log: Path | None = None
     """Where to write down every batch."""
 
@@ -134,6 +137,8 @@ class ServerConfig:
         _require(self.idle_timeout > 0.0, f"idle_timeout must be positive, not {self.idle_timeout}")
         _require(self.drain_timeout >= 0.0, f"drain_timeout must not be negative, not {self.drain_timeout}")
         _check_system(self.system)
+        if self.metrics_port is not None:
+            _check_port(self.metrics_port)
         known = [slo.name for slo in self.slo_classes]
         _require(self.default_slo in known, f"default_slo must be one of {', '.join(known)}, not {self.default_slo!r}")
 

@@ -78,6 +78,12 @@ def serve(
         typer.Option(help="Emulate: batches last as this file of `wisp calibrate`, or shipped profile, says."),
     ] = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Emulate: tokens that the KV cache holds.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics at http://HOST:PORT/metrics; 0: any free port.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of the metrics; whoever reaches it may read them.")
+    ] = "127.0.0.1",
     batch_log: Annotated[Path | None, typer.Option(help="Write down every batch, as JSON lines.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the private CA and the token live.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="Own TLS certificate chain (PEM).")] = None,
@@ -128,6 +134,8 @@ def serve(
         replay=replay,
         batch_times=batch_times,
         kv_tokens=kv_tokens,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
         batch_log=batch_log,
     )
     raise typer.Exit(run(config, json_output=json_output))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -35,6 +35,9 @@ from wisp.server.registry import RegistryLimits, SessionRegistry
 from wisp.server.scheduling import build_scheduler, checked_system, scheduler_limits
 from wisp.server.security import Protection, edge_command, protect, reachable
 from wisp.server.service import VerifierService
+
+if TYPE_CHECKING:
+    from wisp.server.telemetry import MetricsEndpoint
 
 log = logger(__name__)
 
@@ -91,6 +94,7 @@ class RunningServer:
     protection: Protection
     registry: SessionRegistry
     loop: VerificationLoop
+    metrics: MetricsEndpoint | None
     _service: VerifierService
     _server: Any
     _health: Any
@@ -113,6 +117,8 @@ class RunningServer:
         self._sweeping.cancel()
         await asyncio.gather(self._verifying, self._sweeping, return_exceptions=True)
         await asyncio.to_thread(self._thread.close)
+        if self.metrics is not None:
+            await asyncio.to_thread(self.metrics.close)
 
     async def failed(self) -> None:
         """Wait until the verification loop ends by itself, which only a defect makes it do; raises that."""
@@ -144,6 +150,12 @@ async def start_server(
     protection = protection or protect(config)
     clock = asyncio.get_running_loop().time
     scheduler = scheduler or FCFSScheduler(scheduler_limits(engine, config))
+    telemetry = None
+    if config.metrics_port is not None:
+        from wisp.server.telemetry import Telemetry
+
+        telemetry = Telemetry(scheduler, clock)
+        observe = telemetry.before(observe)
     thread = EngineThread()
     loop = VerificationLoop(engine, scheduler, clock, thread, observe)
     room = max_history(engine)
@@ -159,7 +171,13 @@ async def start_server(
     hello = server_hello(engine.card, config, room)
     padding = protection.certificate is not None
     service = VerifierService(engine.card, registry, protection.credentials, hello, stall_timeout, padding=padding)
-    server, health_servicer, port = await _listen(config, protection, service)
+    metrics = None if telemetry is None else telemetry.expose(loop, registry, config)
+    try:
+        server, health_servicer, port = await _listen(config, protection, service)
+    except ConfigError:
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
+        raise
     return RunningServer(
         address=reachable(config, port),
         port=port,
@@ -167,6 +185,7 @@ async def start_server(
         protection=protection,
         registry=registry,
         loop=loop,
+        metrics=metrics,
         _service=service,
         _server=server,
         _health=health_servicer,
@@ -206,15 +225,19 @@ def _fast_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def check_address(config: ServerConfig) -> None:
     """Whether one can listen there: gRPC is asked only after the model was loaded, and says less. Raises ConfigError."""
-    host = config.host.strip("[]")
+    _check_address(config.host, config.port)
+    if config.metrics_port is not None:
+        _check_address(config.metrics_host, config.metrics_port)
+
+
+def _check_address(host: str, port: int) -> None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        where = _address(config.host, config.port)
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot listen on {_address(host, port)}: {error.strerror or error}") from error
 
 
 async def _serve(
@@ -256,6 +279,8 @@ def _announce(running: RunningServer, engine: TargetEngine, config: ServerConfig
     protection = running.protection
     command = edge_command(config, protection, running.port)
     log.info("ready", address=running.address, model=engine.card.model_id, tls=protection.certificate is not None)
+    if running.metrics is not None:
+        log.info("metrics", address=running.metrics.address)
     if json_output:
         sys.stdout.write(json.dumps(_ready(running, engine, config)) + "\n")
         sys.stdout.flush()
@@ -282,6 +307,7 @@ def _ready(running: RunningServer, engine: TargetEngine, config: ServerConfig) -
         "token_required": protection.credentials.tokens is not None,
         "emulated": card.emulated,
         "system": config.system,
+        "metrics": None if running.metrics is None else running.metrics.address,
     }
 
 

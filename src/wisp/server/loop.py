@@ -85,6 +85,7 @@ class BatchRecord:
     started: float
     elapsed: float
     failed: bool = False
+    num_committed: int = 0
 
 
 @dataclass(slots=True)
@@ -126,6 +127,14 @@ class VerificationLoop:
         self._operations: deque[_Operation] = deque()
         self._computing: set[SessionId] = set()
         self._in_engine: set[SessionId] = set()  # touched by the engine's thread only
+        self.num_evicted = 0
+        """Caches that were dropped to make room, ever."""
+
+    @property
+    def num_waiting_rounds(self) -> int:
+        """Rounds that wait for the engine."""
+        waiting = (one for one, resident in self._sessions.items() if resident.round is not None)
+        return sum(one not in self._computing for one in waiting)
 
     @property
     def num_waiting_operations(self) -> int:
@@ -273,6 +282,7 @@ class VerificationLoop:
         return 0
 
     def _note_eviction(self, session_id: SessionId) -> None:
+        self.num_evicted += 1
         if session_id in self._sessions:
             self._sessions[session_id].num_cached = 0
 
@@ -289,12 +299,12 @@ class VerificationLoop:
         result = await self._run_call(partial(self._compute, steps, evictions))
         elapsed = self._clock() - started
         self._computing = set()
+        num_committed = 0 if isinstance(result, Exception) else sum(outcome.num_committed for outcome, _ in result)
         if self._observe is not None:
-            self._observe(BatchRecord(batch, started, elapsed, failed=isinstance(result, Exception)))
+            self._observe(BatchRecord(batch, started, elapsed, isinstance(result, Exception), num_committed))
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return
-        num_committed = sum(outcome.num_committed for outcome, _ in result)
         self._scheduler.observe(batch, started + elapsed, elapsed, num_committed)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)

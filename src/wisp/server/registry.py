@@ -45,6 +45,8 @@ class SessionRegistry:
         limits: RegistryLimits,
     ) -> None:
         self.draining = False
+        self.num_refused = 0
+        """Sessions that were told to come back later, ever."""
         self._card = card
         self._loop = loop
         self._scheduler = scheduler
@@ -70,7 +72,11 @@ class SessionRegistry:
             raise draining()
         request = self._checked(message)
         slo = self._slo(request.slo)
-        self._admit(stream, known, message.session, request, slo)
+        try:
+            self._admit(stream, known, message.session, request, slo)
+        except ServerBusy:
+            self.num_refused += 1
+            raise
         if known is not None:
             self._fence(known, stream, message.epoch)
         session = ServerSession(
