@@ -63,6 +63,10 @@ def test_a_sample_knows_its_shape_and_its_median() -> None:
         ({"samples": [{"members": [[1, 2]], "times": [0.0]}]}, "positive times"),
         ({"samples": [{"members": [[1]], "times": [1.0]}]}, "is damaged"),
         ({"samples": [{"members": [[1, 2]], "times": [1.0], "cpu_times": [0.0]}]}, "positive times"),
+        ({"samples": [{"members": [[0, 2]], "times": [1.0]}]}, "at least one position"),
+        ({"samples": [{"members": [[1, -2]], "times": [1.0]}]}, "no fewer cached tokens"),
+        ({"samples": [{"members": [[1, 2, 0]], "times": [1.0]}]}, "at least one position"),
+        ({"samples": 3}, "is damaged"),
         ({"held_out_cpu": 3}, "is damaged"),
         ({"samples": [{"members": [[1, 2, 3, 4]], "times": [1.0]}]}, "is damaged"),
         ({"source": 3}, "source are texts"),
@@ -96,6 +100,9 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     """Neither a missing file, garbage nor a missing folder is a traceback."""
     with pytest.raises(FormatError, match="cannot read"):
         Calibration.load(tmp_path / "nothing.json")
+    (tmp_path / "binary.json").write_bytes(bytes(range(256)))
+    with pytest.raises(FormatError, match="cannot read"):
+        Calibration.load(tmp_path / "binary.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(FormatError, match="is not a wisp-calibration"):
         Calibration.load(tmp_path / "list.json")

@@ -151,6 +151,8 @@ def _sample(content: dict[str, Any]) -> BatchSample:
     members: Members = ()
     for num_new, num_cached, *count in content["members"]:
         (times_alike,) = count or (1,)
+        if num_new < 1 or num_cached < 0 or times_alike < 1:
+            raise ValueError("a member computes at least one position, and has no fewer cached tokens than none")
         members += ((int(num_new), int(num_cached)),) * int(times_alike)
     times = tuple(_number(time) for time in content["times"])
     cpu_times = tuple(_number(time) for time in content.get("cpu_times", ()))
