@@ -396,3 +396,24 @@ def test_estimates_that_never_err_far_are_not_corrected_without_end() -> None:
     for _ in range(1000):
         measured.draft_judged(1, [0.5])
     assert 5.0 < measured.context.bias <= 6.0
+
+
+def test_a_session_starts_from_what_an_earlier_one_measured() -> None:
+    """Times as they were; of acceptance as much as eight tokens say; the earlier session stays as it is."""
+    first = session(num_draft=4)
+    plain_round(first, 4)
+    for _ in range(10):
+        first.begin_round(1.0)
+        for token in (5, 6, 7, 8):
+            first.on_draft_token(DraftedToken(token), 1.5)
+        first.request(1.5)
+        first.on_verdict(Verdict(first.round, 4, 3, 9, hints=Hints(verification_time=0.25)), 2.0)
+    known = first.measured.context
+    following = Session(first.generation, first.stop_rule, first.settings, None, 3.0, first.measured)
+    context = following.measured.context
+    assert (context.token_time, context.round_time, context.rtt) == (known.token_time, known.round_time, known.rtt)
+    assert context.acceptance == known.acceptance
+    assert (context.num_judged, known.num_judged > 20.0) == (pytest.approx(8.0), True)
+    following.measured.draft_judged(0, [0.5] * 8)
+    assert context.acceptance == pytest.approx(known.acceptance * 7.6 / 15.6)
+    assert known.acceptance > 0.7

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
@@ -33,6 +34,8 @@ class Device:
     worker: DraftWorker | None
     trained: TrainedPredictor | None = None
     clock: Callable[[], float] = time.monotonic
+    _latest: deque[Session] = field(default_factory=lambda: deque(maxlen=1), init=False)
+    """The session that the next one learns from."""
 
     @property
     def target(self) -> TargetInfo:
@@ -72,14 +75,18 @@ class Device:
     def _session(self, request: GenerationRequest, settings: GenerationSettings) -> Session:
         num_draft_tokens = self._num_draft_tokens(settings)
         slo = self.target.slo_classes.get(settings.slo or self.target.default_slo)
-        return Session(
+        earlier = self._latest[-1].measured if self._latest else None
+        session = Session(
             request,
             self._stop_rule(num_draft_tokens, settings),
             # the server verifies on a history that fills the context, and its verdict adds one token
             SessionSettings(max_draft_tokens=num_draft_tokens, context_length=self.target.context_length + 1),
             slo,
             self.clock(),
+            earlier,
         )
+        self._latest.append(session)
+        return session
 
     def _stop_rule(self, max_tokens: int, settings: GenerationSettings) -> StopRule:
         """The request's, or the device's; a threshold goes with the rule that it was given for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wisp.policy.controller import RoundContext
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
@@ -11,6 +11,8 @@ from wisp.types import Prices
 
 _PRIOR_TOKENS = 2.0
 """Weight of the uninformed guess in a session's share of accepted tokens."""
+_REMEMBERED_TOKENS = 8.0
+"""Judged tokens that a device's earlier sessions count for at most."""
 _LEAST_CURVATURE = 1.0
 """Of the log-likelihood that the bias of estimates is fitted to: that of four tokens at even odds."""
 _LARGEST_BIAS = 6.0
@@ -34,6 +36,20 @@ class Measurements:
     _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
     """Of the drafted tokens, the recent ones weighing more."""
     _curvature: float = field(default=_LEAST_CURVATURE, init=False)
+
+    def of_next_session(self) -> Measurements:
+        """What the device's next session may start from: the same, except that another text is accepted differently.
+
+        What is known of acceptance counts as much as a few tokens.
+        """
+        known = min(1.0, _REMEMBERED_TOKENS / self.context.num_judged)
+        context = replace(self.context, num_judged=known * self.context.num_judged)
+        following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens)
+        following.context = context
+        following._plain_token_time = self._plain_token_time
+        following._num_accepted = known * self._num_accepted
+        following._curvature = known * self._curvature
+        return following
 
     def token_drafted(self, elapsed: float, *, first: bool) -> None:
         """Take the time of a drafted token; `first`: of its round."""

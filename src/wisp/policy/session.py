@@ -13,7 +13,7 @@ comes from plain decoding, since the target has to read the prompt anyway and a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import accumulate
 from math import inf
 from operator import mul
@@ -81,6 +81,8 @@ class Session:
     settings: SessionSettings
     slo: SLO | None
     started: float
+    earlier: InitVar[Measurements | None] = None
+    """Of an earlier session of this device."""
     tokens: list[TokenId] = field(init=False)
     epoch: int = field(default=0, init=False)
     round: int = field(default=0, init=False)
@@ -111,10 +113,11 @@ class Session:
     _estimates: list[float] = field(default_factory=list, init=False)
     """The stop rule's, of the tokens that were sent."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, earlier: Measurements | None) -> None:
         self.tokens = list(self.generation.tokens)
         settings = self.settings
-        self.measured = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
+        new = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
+        self.measured = new if earlier is None else earlier.of_next_session()
 
     @property
     def prices(self) -> Prices:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wisp.policy.controller import StopRule
+from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
 from wisp.sim.events import Events
 from wisp.sim.network import Link
@@ -56,6 +57,8 @@ class Device:
     session: Session | None = field(default=None, init=False)
     script: SessionScript | None = field(default=None, init=False)
     _served: ServedSession | None = field(default=None, init=False)
+    _earlier: Measurements | None = field(default=None, init=False)
+    """Of the session before."""
     _ready: float = field(default=0.0, init=False)
     """When the drafter has read the prompt."""
     _lag: int = field(default=0, init=False)
@@ -67,7 +70,8 @@ class Device:
         rules = self.rules
         self.num_sessions += 1
         generation = script.generation(rules.max_new_tokens)
-        self.script, self.session = script, Session(generation, rules.stop_rule, rules.settings, script.slo, now)
+        session = Session(generation, rules.stop_rule, rules.settings, script.slo, now, self._earlier)
+        self.script, self.session, self._earlier = script, session, session.measured
         name = f"{self.name}:{self.num_sessions}"
         self._served = ServedSession(name, script, rules.max_new_tokens, self._send_verdict)
         self._ready = now + self.drafter.prompt_token_time * script.num_prompt_tokens

@@ -15,6 +15,7 @@ import numpy as np
 from wisp.formats.trace import Chain, TraceRecord
 from wisp.metrics import DraftingSummary, summarise_drafting
 from wisp.policy.controller import FixedLength, StopRule
+from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import DecodeRequest, DraftedToken, GenerationRequest, Hints, SamplingParams, StopRules, Verdict
 
@@ -45,8 +46,13 @@ class Replayed:
 
 
 def replay(records: Sequence[TraceRecord], rule: StopRule | None, speeds: Speeds) -> Replayed:
-    """Generate every output again under a rule; None: the oracle, which drafts what will be accepted."""
-    sessions = [_generate(record, rule, speeds) for record in records]
+    """Generate every output again under a rule, one after the other on one device.
+
+    None: the oracle, which drafts what will be accepted.
+    """
+    sessions: list[Session] = []
+    for record in records:
+        sessions.append(_generate(record, rule, speeds, sessions[-1].measured if sessions else None))
     drafting = summarise_drafting(record for session in sessions for record in session.records)
     tokens = tuple(session.num_output_tokens for session in sessions)
     return Replayed(tokens, tuple(session.token_times[-1] for session in sessions), drafting)
@@ -62,11 +68,11 @@ def ratio_interval(a: Replayed, b: Replayed, seed: int = 0, draws: int = 2000) -
     return float(low), float(high)
 
 
-def _generate(record: TraceRecord, rule: StopRule | None, speeds: Speeds) -> Session:
+def _generate(record: TraceRecord, rule: StopRule | None, speeds: Speeds, earlier: Measurements | None) -> Session:
     output = record.tokens[record.num_prompt_tokens :]
     prompt = record.tokens[: record.num_prompt_tokens]
     request = GenerationRequest(prompt, len(prompt), SamplingParams(), StopRules(len(output)))
-    session, now = Session(request, rule or FixedLength(0), SessionSettings(), None, 0.0), 0.0
+    session, now = Session(request, rule or FixedLength(0), SessionSettings(), None, 0.0, earlier), 0.0
     while session.num_output_tokens < len(output):
         chain = record.chains[session.num_output_tokens]
         if rule is None:
