@@ -70,6 +70,8 @@ def test_a_profile_of_an_unknown_machine_needs_to_be_told_its_memory(tmp_path: P
         machine_of(MachineOptions(profile=profile))
     told = machine_of(MachineOptions(profile=profile, kv_tokens=5000))
     assert (told.kv_capacity_tokens, told.server_drafter) == (5000, None)
+    with pytest.raises(ConfigError, match="how fast the host is reached is not known"):
+        machine_of(MachineOptions(profile=profile, kv_tokens=5000, swap=True))
     named = machine_of(MachineOptions(profile=profile, gpu="h100", model="qwen3-8b"))
     assert named.kv_capacity_tokens == Roofline(GPUS["h100"], MODELS["qwen3-8b"]).kv_capacity_tokens
 
@@ -103,6 +105,7 @@ def test_noise_is_drawn_from_the_repeats_of_a_profile(tmp_path: Path) -> None:
         (MachineOptions(batch_noise=True), "give --profile with --batch-noise"),
         (MachineOptions(profile="qwen3-32b-rtx-pro-6000", batch_noise=True), "no three measurements"),
         (MachineOptions(kv_tokens=0), "at least 1 token"),
+        (MachineOptions(profile="qwen3-32b-rtx-pro-6000", model="eliza"), "unknown model 'eliza'"),
     ],
 )
 def test_wrong_options_are_refused(options: MachineOptions, message: str) -> None:

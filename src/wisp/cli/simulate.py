@@ -48,6 +48,12 @@ def simulate(
     kv_tokens: Annotated[
         int | None, typer.Option(help="Tokens that the KV cache holds; default: what fits.", rich_help_panel=SERVER)
     ] = None,
+    swap: Annotated[
+        bool,
+        typer.Option(
+            "--swap", help="Evicted caches go to the host's memory and come back over PCIe.", rich_help_panel=SERVER
+        ),
+    ] = False,
     max_batch: Annotated[int, typer.Option(help="Requests in one batch.", rich_help_panel=SERVER)] = 256,
     server_draft: Annotated[
         str,
@@ -137,7 +143,7 @@ def simulate(
 
     run_simulation(
         SimulationOptions(
-            machine=MachineOptions(gpu, model, weight_bits, profile, batch_noise, kv_tokens, server_draft),
+            machine=MachineOptions(gpu, model, weight_bits, profile, batch_noise, kv_tokens, swap, server_draft),
             systems=tuple(system or ()),
             devices=devices,
             rate=rate,

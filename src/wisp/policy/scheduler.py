@@ -42,6 +42,12 @@ class SchedulerLimits:
     """Granularity in which the engine hands out its cache."""
     retry_after: float = 1.0
     """Told to sessions that are refused, seconds."""
+    swaps: bool = False
+    """Whether evicted caches come back from the host's memory, instead of being computed again."""
+
+    def left_cached(self, request: VerificationRequest) -> VerificationRequest:
+        """What an eviction makes of a waiting request."""
+        return request if self.swaps else replace(request, num_cached_tokens=0)
 
     def occupied(self, num_tokens: int) -> int:
         """Tokens of the cache's capacity that `num_tokens` take: rounded up to whole pages."""
@@ -124,7 +130,7 @@ class FCFSScheduler:
         self._evicting = self._residency.make_room(members, self._waiting)
         for session_id in self._evicting:
             if session_id in self._waiting:
-                self._waiting[session_id] = replace(self._waiting[session_id], num_cached_tokens=0)
+                self._waiting[session_id] = self._limits.left_cached(self._waiting[session_id])
         if not members:
             return WaitUntil()
         for member in members:

@@ -34,15 +34,19 @@ class GPU:
     """Bytes per second."""
     flops: float
     """Dense bf16 with fp32 accumulation, per second."""
+    host_bandwidth: float
+    """PCIe x16, bytes per second, each way."""
 
+
+GEN_4, GEN_5 = 32e9, 64e9
 
 GPUS: Mapping[str, GPU] = {
-    "a100-80gb": GPU(81920 * MIB, 2.039e12, 312e12),
-    "h100": GPU(81559 * MIB, 3.35e12, 989e12),
-    "h200": GPU(143771 * MIB, 4.8e12, 989e12),
-    "l40s": GPU(46068 * MIB, 0.864e12, 362e12),
-    "rtx-4090": GPU(24564 * MIB, 1.008e12, 165e12),
-    "rtx-pro-6000": GPU(97887 * MIB, 1.792e12, 504e12),
+    "a100-80gb": GPU(81920 * MIB, 2.039e12, 312e12, GEN_4),
+    "h100": GPU(81559 * MIB, 3.35e12, 989e12, GEN_5),
+    "h200": GPU(143771 * MIB, 4.8e12, 989e12, GEN_5),
+    "l40s": GPU(46068 * MIB, 0.864e12, 362e12, GEN_4),
+    "rtx-4090": GPU(24564 * MIB, 1.008e12, 165e12, GEN_4),
+    "rtx-pro-6000": GPU(97887 * MIB, 1.792e12, 504e12, GEN_5),
 }
 """SXM versions of A100, H100 and H200. Data sheet, nothing is measured; the memory is what the driver reports of it."""
 
@@ -114,7 +118,7 @@ class Roofline:
     (LLMServingSim, commit 5daddb2, MIT): a layer's matmuls take 670 us for 1 token, where reading its weights at the data
     sheet's bandwidth takes 544, and 5,397 us for 2,048, where the FLOPs take 3,963; attention of 2,048 new tokens takes 300 us, where the FLOPs take
     136. For other GPUs they are assumed to
-    hold. The fixed and the per-request time are assumed.
+    hold. The fixed and the per-request time are assumed, and so is the host's efficiency.
     """
 
     gpu: GPU
@@ -127,6 +131,8 @@ class Roofline:
     """Of the compute, for attention over prompts."""
     fixed_s: float = 0.005
     per_request_s: float = 20e-6
+    host_efficiency: float = 0.8
+    """Of the data sheet's bandwidth to the host. Assumed."""
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8, 16):
@@ -153,6 +159,11 @@ class Roofline:
         """Tokens whose keys and values fit beside the weights."""
         room = self.gpu.memory_bytes * (1.0 - RESERVED_MEMORY) - self.weight_bytes
         return int(room / self.model.kv_bytes_per_token)
+
+    @property
+    def swap_s_per_token(self) -> float:
+        """Seconds in which keys and values of a token come back from the host's memory."""
+        return self.model.kv_bytes_per_token / (self.gpu.host_bandwidth * self.host_efficiency)
 
     def matmul_time(self, num_tokens: int) -> float:
         """Seconds that the matrix products of a step take."""

@@ -33,6 +33,8 @@ class MachineOptions:
     """Let batches take as unevenly long as the repeats of one measurement did."""
     kv_tokens: int | None = None
     """Tokens that the KV cache holds."""
+    swap: bool = False
+    """Keep evicted caches in the host's memory, instead of computing them again."""
     server_draft: str = "qwen3-0.6b"
 
 
@@ -47,6 +49,7 @@ class Machine:
     server_drafter: ServerDrafter | None
     """None where nothing is known of the GPU."""
     noise: tuple[float, ...] = ()
+    swap_s_per_token: float | None = None
 
 
 def machine_of(options: MachineOptions) -> Machine:
@@ -55,8 +58,14 @@ def machine_of(options: MachineOptions) -> Machine:
         if options.batch_noise:
             raise ConfigError("only a measured profile knows how uneven batches are: give --profile with --batch-noise")
         roofline = _roofline(options, options.gpu or DEFAULT_GPU, options.model or DEFAULT_MODEL)
-        caption = f"a roofline, {options.model or DEFAULT_MODEL} on {options.gpu or DEFAULT_GPU}"
-        return Machine(caption, roofline, _capacity(options, roofline), _drafter(options, roofline))
+        name = f"{options.model or DEFAULT_MODEL} with {options.weight_bits}-bit weights"
+        return Machine(
+            caption=f"a roofline, {name} on {options.gpu or DEFAULT_GPU}",
+            batch_time=roofline,
+            kv_capacity_tokens=_capacity(options, roofline),
+            server_drafter=_drafter(options, roofline),
+            swap_s_per_token=_swap(options, roofline),
+        )
     profile = load_profile(options.profile)
     gpu = options.gpu or (profile.device if profile.device in GPUS else None)
     model = options.model or (profile.model_id if profile.model_id in MODELS else None)
@@ -71,6 +80,7 @@ def machine_of(options: MachineOptions) -> Machine:
         _capacity(options, memory, profile),
         None if memory is None else _drafter(options, memory),
         _noise(profile) if options.batch_noise else (),
+        _swap(options, memory),
     )
 
 
@@ -102,6 +112,14 @@ def _capacity(options: MachineOptions, memory: Roofline | None, profile: Calibra
 
 def _drafter(options: MachineOptions, target: Roofline) -> ServerDrafter:
     return beside(target, choose("model", options.server_draft, MODELS))
+
+
+def _swap(options: MachineOptions, memory: Roofline | None) -> float | None:
+    if not options.swap:
+        return None
+    if memory is None:
+        raise ConfigError("how fast the host is reached is not known: name --gpu and --model with --swap")
+    return memory.swap_s_per_token
 
 
 def _noise(profile: Calibration) -> tuple[float, ...]:

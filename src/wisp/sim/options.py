@@ -61,6 +61,7 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
     limits = replace(
         LIMITS,
         kv_capacity_tokens=machine.kv_capacity_tokens,
+        swaps=machine.swap_s_per_token is not None,
         max_batch_requests=at_least_1("max-batch", options.max_batch),
     )
     acceptance = _acceptance(options)
@@ -68,6 +69,7 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
     return Scenario(
         batch_time=machine.batch_time,
         batch_noise=machine.noise,
+        swap_s_per_token=machine.swap_s_per_token,
         server_drafter=machine.server_drafter,
         num_devices=options.devices,
         fleet=Fleet(

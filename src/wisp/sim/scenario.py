@@ -57,6 +57,8 @@ class Scenario:
     batch_time: BatchTime
     batch_noise: tuple[float, ...] = ()
     """Each batch takes its time, times one of these; empty: exactly its time."""
+    swap_s_per_token: float | None = None
+    """Evicted caches wait in the host's memory and come back in so many seconds per token; None: they are computed again."""
     server_drafter: ServerDrafter | None = None
     """For systems that draft on the server."""
     num_devices: int = 100

@@ -63,6 +63,7 @@ class Simulation:
             noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE)),
             self.observer.on_batch,
             None if scenario.server_drafter is None else scenario.server_drafter.batch_time,
+            scenario.swap_s_per_token,
         )
         self._rules = DeviceRules(
             stop_rule=make_stop_rule(system.stop_rule, _stop_terms(scenario, system)),

@@ -48,6 +48,9 @@ class ServedSession:
     send: SendsVerdict
     num_output: int = 0
     num_cached: int = 0
+    """On the GPU, or in the host's memory."""
+    num_swapped: int = 0
+    """Of those, in the host's memory."""
     is_open: bool = False
     request: DraftRequest | DecodeRequest | None = None
     arrival: float = 0.0
@@ -70,6 +73,8 @@ class Verifier:
     watch: WatchesBatches
     draft_time: BatchTime | None = None
     """Of a drafter beside the target, for the systems that draft on the server."""
+    swap_s_per_token: float | None = None
+    """Of a cache that comes back from the host's memory; None: evicted caches are lost."""
     _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
     _opening: list[ServedSession] = field(default_factory=list, init=False)
     _busy: bool = field(default=False, init=False)
@@ -116,13 +121,19 @@ class Verifier:
             evictions = self.scheduler.evictions()
             for session_id in evictions:
                 if session_id in self._sessions:
-                    self._sessions[session_id].num_cached = 0
+                    self._evict(self._sessions[session_id])
             if isinstance(decision, Batch):
                 self._start(decision)
             elif evictions:
                 self._woken = True
             else:
                 self._wait(decision)
+
+    def _evict(self, session: ServedSession) -> None:
+        if self.swap_s_per_token is None:
+            session.num_cached = 0
+        else:
+            session.num_swapped = session.num_cached
 
     def _open_waiting(self) -> None:
         for session in self._opening:
@@ -171,8 +182,19 @@ class Verifier:
         for member in batch.members:
             self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
-        elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch)
+        elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch) + self._swapping_time(batch)
         self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now))
+
+    def _swapping_time(self, batch: Batch) -> float:
+        """Seconds in which caches of members come back from the host; going there overlaps with the batch before."""
+        if self.swap_s_per_token is None:
+            return 0.0
+        num_swapped = 0
+        for member in batch.members:
+            session = self._sessions[member.request.session_id]
+            num_swapped += session.num_swapped
+            session.num_swapped = 0
+        return self.swap_s_per_token * num_swapped
 
     def _drafting_time(self, batch: Batch) -> float:
         """Seconds that the drafter beside the target takes: it drafts for all members together, token by token."""
