@@ -188,7 +188,9 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     samples = Tables.read(folder).samples(np.random.default_rng(0))
     model, held_out = fit(samples)
-    Calibration(MODEL, "bfloat16", DEVICE, True, samples, model, held_out, repeat_errors(samples), SOURCE).save(out)
+    Calibration(
+        MODEL, "bfloat16", DEVICE, True, samples, model, held_out, repeats=repeat_errors(samples), source=SOURCE
+    ).save(out)
     print(f"{len(samples)} batches, {out.stat().st_size / 1e3:.0f} kB")
     _print_errors(samples)
 
