@@ -40,3 +40,12 @@ def test_sigmoid_never_overflows(values: list[float]) -> None:
     """A probability for any score."""
     found = sigmoid(np.array(values))
     assert ((found >= 0.0) & (found <= 1.0)).all()
+
+
+def test_one_token_and_many_are_predicted_alike() -> None:
+    """The device's way, and that of training."""
+    given = predictor(2.0, 0.1)
+    rows = np.array([feature_row(STATS, position, 0.5) for position in range(4)])
+    alone = [given(STATS, position, 0.5) for position in range(4)]
+    assert given.probabilities(rows[:, given.columns]) == pytest.approx(alone)
+    assert predictor(1e9, 0.0)(STATS, 5, 0.5) == pytest.approx(0.0)

@@ -10,7 +10,8 @@ numpy only: this runs on the device, once per drafted token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import exp
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from wisp.types import DraftStats
 
 FloatArray = npt.NDArray[np.float64]
 
+_LARGEST_EXPONENT = 500.0
 UNINFORMED_ACCEPTANCE = 0.5
 """Assumed where nothing is known."""
 FEATURES = (
@@ -56,23 +58,24 @@ class MlpPredictor:
     slope: float = 1.0
     offset: float = 0.0
     persistence: float = 0.0
+    columns: list[int] = field(init=False)
+    """Where its features stand in FEATURES."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", [FEATURES.index(name) for name in self.features])
 
     def __call__(self, stats: DraftStats, position: int, acceptance: float) -> float:
-        row = np.array([feature_row(stats, position, acceptance)])
-        return float(self.probabilities(row[:, self.columns])[0])
-
-    @property
-    def columns(self) -> list[int]:
-        """Where this predictor's features stand in FEATURES."""
-        return [FEATURES.index(name) for name in self.features]
+        values = feature_row(stats, position, acceptance)
+        score = self.scores(np.array([values[column] for column in self.columns]))
+        return 1.0 / (1.0 + exp(min(-self.slope * float(score) - self.offset, _LARGEST_EXPONENT)))
 
     def scores(self, rows: FloatArray) -> FloatArray:
-        """Uncalibrated log-odds [n] of rows [n, features]."""
+        """Uncalibrated log-odds [...] of rows [..., features]."""
         hidden = (rows - self.mean) / self.scale
         for weights, bias in self.layers[:-1]:
             hidden = np.maximum(hidden @ weights + bias, 0.0)
         weights, bias = self.layers[-1]
-        return np.asarray(hidden @ weights + bias)[:, 0]
+        return np.asarray(hidden @ weights + bias)[..., 0]
 
     def probabilities(self, rows: FloatArray) -> FloatArray:
         """Calibrated probabilities of acceptance [n] of rows [n, features]."""
@@ -95,4 +98,4 @@ def feature_row(stats: DraftStats, position: int, acceptance: float) -> Sequence
 
 def sigmoid(z: FloatArray) -> FloatArray:
     """1 / (1 + exp(-z)), without overflow."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0))))
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))))
