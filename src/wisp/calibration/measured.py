@@ -65,6 +65,11 @@ class MeasuredBatchTime:
         left = float(weights @ self._left[nearest] / weights.sum())
         return self._model.predict(shape) * math.exp(left)
 
+    @property
+    def samples(self) -> Sequence[BatchSample]:
+        """All that was measured."""
+        return self._samples
+
     @cached_property
     def estimated(self) -> BatchTimeModel:
         """What an estimator of this hardware starts with: a fit to the samples that the hardware does not know."""

@@ -1,0 +1,1 @@
+"""Studies: many simulations that answer one question, on all cores, gone on with where they stopped."""
