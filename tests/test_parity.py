@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 import pytest
@@ -167,9 +168,12 @@ class LiveVerifier:
     recorded: dict[tuple[int, ...], tuple[int, ...]]
     scripts: dict[str, SessionScript]
     served: dict[str, tuple[Receiving, int]] = field(default_factory=dict)
+    numbers: count[int] = field(default_factory=lambda: count(1))
+    num_sessions = 0
+    is_up = True
 
     def open(self, session: ServedSession) -> Admitted | RetryAfter:
-        number = len(self.served) + 1
+        number = next(self.numbers)
         stream = Receiving(OWNER)
         stream.on_verdict = session.send
         self.served[session.session_id] = stream, number
@@ -225,16 +229,17 @@ def _recording(system: System) -> System:
 def _simulated(scenario: Scenario, system: System) -> Recording:
     """Decisions of the simulator, until there are enough."""
     simulation = Simulation(scenario, _recording(system), seed=5)
-    scheduler = simulation.verifier.scheduler
+    (verifier,) = simulation.cluster.verifiers
+    scheduler = verifier.scheduler
     assert isinstance(scheduler, Recording)
-    watch = simulation.verifier.watch
+    watch = verifier.watch
 
     def stop_when_done(batch: Batch, started: float, elapsed: float) -> None:
         watch(batch, started, elapsed)
         if len(scheduler.decisions) >= NUM_BATCHES:
             simulation.events.stop()
 
-    simulation.verifier.watch = stop_when_done
+    verifier.watch = stop_when_done
     simulation.run()
     return scheduler
 
@@ -242,7 +247,7 @@ def _simulated(scenario: Scenario, system: System) -> Recording:
 async def _live(scenario: Scenario, system: System, until: float) -> list[Decision]:
     """Decisions of the live server up to some time, with the simulator's devices."""
     simulation = Simulation(scenario, _recording(system), seed=5)
-    scheduler = simulation.verifier.scheduler
+    scheduler = simulation.cluster.verifiers[0].scheduler
     assert isinstance(scheduler, Recording)
     engine_time, recorded, scripts = VirtualEngineTime(), {}, {}
     card = replace(fake_card(context_length=1 << 20), vocabulary_size=1 << 20)
@@ -260,7 +265,8 @@ async def _live(scenario: Scenario, system: System, until: float) -> list[Decisi
         default_slo="a",
     )
     verifier = LiveVerifier(SessionRegistry(card, loop, scheduler, clock, limits), recorded, scripts)
-    simulation.events, simulation.verifier = LoopEvents(), verifier  # type: ignore[assignment]
+    simulation.cluster.verifiers = [verifier]  # type: ignore[list-item]
+    simulation.events = LoopEvents()  # type: ignore[assignment]
     for index in range(scenario.num_devices):
         start = scenario.ramp * index / scenario.num_devices
         simulation.events.at(start, simulation._begin, simulation._device(index))

@@ -119,7 +119,7 @@ def test_a_script_judges_drafts_as_an_engine_does() -> None:
         (lambda: Spread(2.0, 1.0), "low <= high"),
         (lambda: Spread(0.0, 1.0), "low <= high"),
         (lambda: Fleet(prompt_speed=0.0), "no speed at all"),
-        (lambda: Scenario(lambda _: 1.0, num_devices=0), "at least 1 device"),
+        (lambda: Scenario(lambda _: 1.0, num_devices=0), "num_devices must be at least 1"),
         (lambda: Scenario(lambda _: 1.0, duration=0.0), "duration must be positive"),
         (lambda: Scenario(lambda _: 1.0, ramp=-inf), "must not be negative"),
     ],

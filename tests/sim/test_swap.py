@@ -51,7 +51,7 @@ def test_a_batch_waits_for_the_caches_of_its_members() -> None:
     def watch(batch: Batch, started: float, elapsed: float) -> None:
         waits.append(elapsed - scenario.batch_time(BatchShape.of(batch)))
 
-    simulation.verifier.watch = watch
+    simulation.cluster.verifiers[0].watch = watch
     simulation.run()
     tokens = [wait / 1e-3 for wait in waits]
     assert tokens == pytest.approx([round(count) for count in tokens], abs=1e-6)

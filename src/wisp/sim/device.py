@@ -2,21 +2,39 @@
 
 Nothing reaches a device while it drafts, so a whole draft is one event: the stop rule runs at its start, with the times
 at which its tokens are going to be there.
+
+A refused session is asked for again, a few times. One that was admitted and whose verifier, or whose device, is gone is
+opened again with its history as soon as both are there: whatever was on the way on the old connection is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
 
 from wisp.policy.controller import StopRule
 from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
+from wisp.sim.cluster import Cluster
+from wisp.sim.connection import Connection
 from wisp.sim.events import Events
-from wisp.sim.network import Link
+from wisp.sim.network import Churn, Link
 from wisp.sim.script import SessionScript
-from wisp.sim.verifier import ServedSession, Verifier
-from wisp.types import Admitted, DecodeRequest, DraftRequest, Verdict
+from wisp.sim.verifier import ServedSession
+from wisp.types import Verdict
+
+
+class Ending(Enum):
+    """How a session ended."""
+
+    FINISHED = "finished"
+    REFUSED = "refused"
+    """As often as it was asked for."""
+    ABANDONED = "abandoned"
+    """By its user, after a disconnection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +56,30 @@ class DeviceRules:
     """False: there is no drafter on the device."""
     settings: SessionSettings
     max_new_tokens: int
+    attempts: int = 1
+    """Times that a session is asked for before it counts as refused."""
+    churn: Churn = field(default_factory=Churn)
 
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """One device with its two links to the server; `ended` is called with each session that is over."""
+    """One device with its two links to the servers; `ended` is called with each session that is over."""
 
     name: str
     events: Events
-    verifier: Verifier
+    cluster: Cluster
     rules: DeviceRules
     drafter: Drafter
     uplink: Link
     downlink: Link
-    ended: Callable[[Device, Session, bool], None]
-    """(device, session, admitted)"""
+    ended: Callable[[Device, Session, Ending], None]
+    chance: Callable[[Device], np.random.Generator]
+    """The random stream of a session's disconnections."""
     num_sessions: int = field(default=0, init=False)
     session: Session | None = field(default=None, init=False)
     script: SessionScript | None = field(default=None, init=False)
-    _served: ServedSession | None = field(default=None, init=False)
+    _connection: Connection | None = field(default=None, init=False)
+    _num_attempts: int = field(default=0, init=False)
     _earlier: Measurements | None = field(default=None, init=False)
     """Of the session before."""
     _ready: float = field(default=0.0, init=False)
@@ -65,55 +88,110 @@ class Device:
     """Tokens that came without a draft and that the drafter has yet to read."""
 
     def start(self, script: SessionScript) -> None:
-        """Begin a session: the open and the first request leave in the same breath."""
-        now = self.events.now
-        rules = self.rules
+        """Begin a session."""
+        now, rules = self.events.now, self.rules
         self.num_sessions += 1
         generation = script.generation(rules.max_new_tokens)
         session = Session(generation, rules.stop_rule, rules.settings, script.slo, now, self._earlier)
         self.script, self.session, self._earlier = script, session, session.measured
-        name = f"{self.name}:{self.num_sessions}"
-        self._served = ServedSession(name, script, rules.max_new_tokens, self._send_verdict)
         self._ready = now + self.drafter.prompt_token_time * script.num_prompt_tokens
-        self._lag = 0
-        self.session.begin_round(now)
-        request = self.session.request(now, may_draft=rules.drafts)
-        self.events.at(self.uplink.arrival(now), self._open, (self._served, request))
+        self._lag = self._num_attempts = 0
+        if rules.churn.rate:
+            self._await_departure(self.chance(self))
+        self._connect()
 
-    def _open(self, message: tuple[ServedSession, DraftRequest | DecodeRequest]) -> None:
-        served, request = message
-        if isinstance(self.verifier.open(served), Admitted):
-            self.verifier.ask(served, request)
+    def _end(self, ending: Ending) -> None:
+        session, self.session = self.session, None
+        assert session is not None, "only sessions end"
+        self.ended(self, session, ending)
+
+    # Connections
+
+    def _connect(self) -> None:
+        """Open the session, with its first round in the same breath unless it was begun on another connection."""
+        session, script, rules, now = self.session, self.script, self.rules, self.events.now
+        assert session is not None, "connections are for sessions"
+        assert script is not None, "sessions follow scripts"
+        connection = Connection(self.events, self.cluster, self.uplink, self.downlink, self, self.name)
+        name = f"{self.name}:{self.num_sessions}/{session.epoch}"
+        output = session.num_output_tokens
+        served = ServedSession(name, script, rules.max_new_tokens, connection.send, connection.lose, output)
+        request = None
+        if not output:
+            session.begin_round(now)
+            request = session.request(now, may_draft=rules.drafts)
+        self._connection = connection
+        self._num_attempts += 1
+        connection.open(served, request)
+
+    def on_opened(self) -> None:
+        """Go on where the session stands."""
+        self._next_round()
+
+    def on_refused(self, retry_after: float) -> None:
+        """Ask again later; how often, only for a session that was never begun is counted."""
+        assert self.session is not None, "sessions are refused"
+        if self.session.token_times or self._num_attempts < self.rules.attempts:
+            self.events.at(self.events.now + retry_after, self._try_again, self._connection)
         else:
-            self.events.at(self.downlink.arrival(self.events.now), self._refused)
+            self._end(Ending.REFUSED)
 
-    def _ask(self, message: tuple[ServedSession, DraftRequest | DecodeRequest]) -> None:
-        self.verifier.ask(*message)
+    def _try_again(self, refused: Connection) -> None:
+        if not refused.broken:
+            self._connect()
 
-    def _send_verdict(self, verdict: Verdict) -> None:
-        self.events.at(self.downlink.arrival(self.events.now), self._on_verdict, verdict)
+    def on_lost(self) -> None:
+        """Open the session again, with its history."""
+        assert self.session is not None, "sessions are lost"
+        self.session.reopen()
+        self._connect()
 
-    def _refused(self, _: None) -> None:
-        self._end(admitted=False)
+    # Churn
 
-    def _on_verdict(self, verdict: Verdict) -> None:
-        session, served, now = self.session, self._served, self.events.now
+    def _await_departure(self, rng: np.random.Generator) -> None:
+        time = self.events.now + rng.exponential(1.0 / self.rules.churn.rate)
+        self.events.at(time, self._leave, (self.num_sessions, rng))
+
+    def _leave(self, departure: tuple[int, np.random.Generator]) -> None:
+        """Vanish from the network."""
+        number, rng = departure
+        if self.session is None or number != self.num_sessions:
+            return
+        assert self._connection is not None, "sessions have connections"
+        self._connection.break_off()
+        self.session.reopen()
+        if rng.random() < self.rules.churn.abandoned:
+            self._end(Ending.ABANDONED)
+            return
+        self.events.at(self.events.now + rng.exponential(self.rules.churn.away), self._return, departure)
+
+    def _return(self, departure: tuple[int, np.random.Generator]) -> None:
+        self._connect()
+        self._await_departure(departure[1])
+
+    # Rounds
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Commit it, and go on."""
+        session, connection = self.session, self._connection
         assert session is not None, "verdicts come in sessions"
-        assert served is not None, "verdicts come from a server"
+        assert connection is not None, "verdicts come over connections"
         drafted = bool(session.draft)
-        committed = session.on_verdict(verdict, now)
+        committed = session.on_verdict(verdict, self.events.now)
         self._lag = 0 if drafted else self._lag + len(committed)
         if session.finish_reason is not None:
-            self.events.at(self.uplink.arrival(now), self.verifier.close, served)
-            self._end(admitted=True)
+            connection.close()
+            self._end(Ending.FINISHED)
         elif verdict.final:
-            self._next_round(session, served, now)
+            self._next_round()
 
-    def _next_round(self, session: Session, served: ServedSession, now: float) -> None:
+    def _next_round(self) -> None:
+        session, connection, now = self.session, self._connection, self.events.now
+        assert session is not None, "rounds belong to sessions"
+        assert connection is not None, "rounds go over connections"
         session.begin_round(now)
         sent = self._draft(session, now) if self.rules.drafts else now
-        request = session.request(sent, may_draft=self.rules.drafts)
-        self.events.at(self.uplink.arrival(sent), self._ask, (served, request))
+        connection.ask(sent, session.request(sent, may_draft=self.rules.drafts))
 
     def _draft(self, session: Session, now: float) -> float:
         """Draft as the stop rule wants it, after catching up; returns when the draft is complete."""
@@ -129,8 +207,3 @@ class Device:
             session.on_draft_token(drafted, now)
             index += 1
         return now
-
-    def _end(self, *, admitted: bool) -> None:
-        session, self.session = self.session, None
-        assert session is not None, "only sessions end"
-        self.ended(self, session, admitted)

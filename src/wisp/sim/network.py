@@ -39,6 +39,25 @@ class LinkModel:
         return delays.tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Devices that vanish in the middle of a session, and come back, or not; seconds."""
+
+    rate: float = 0.0
+    """Disconnections per second of a session; 0: none."""
+    away: float = 10.0
+    """Mean time away, exponential."""
+    abandoned: float = 0.0
+    """Share of disconnections after which the session is given up."""
+
+    def __post_init__(self) -> None:
+        if self.rate < 0.0 or self.away < 0.0 or not 0.0 <= self.abandoned <= 1.0:
+            raise ConfigError(
+                "disconnections need a rate and a time away that are not negative, and a share abandoned in 0..1, "
+                f"not {self.rate}, {self.away} and {self.abandoned}"
+            )
+
+
 @dataclass(slots=True)
 class Link:
     """One direction of one device's stream."""
@@ -55,3 +74,7 @@ class Link:
             self._delays = self.model.draw(self.rng, BLOCK)[::-1]
         self._last = max(self._last, sent + self._delays.pop())
         return self._last
+
+    def reconnect(self) -> None:
+        """Messages of a new connection do not wait for those of the old one."""
+        self._last = 0.0

@@ -37,6 +37,10 @@ class Report:
     num_sessions: int
     num_unfinished: int
     """Refused or cut off."""
+    num_abandoned: int
+    """Given up by their users while the device was away; not judged."""
+    num_resumed: int
+    """Times that a judged session was opened again, after the loss of its verifier or its connection."""
     attainment: float
     attainment_by_class: dict[str, float]
     goodput: float
@@ -46,7 +50,7 @@ class Report:
     batches_per_s: float
     requests_per_batch: float
     utilisation: float
-    """Share of the time that the engine is busy."""
+    """Share of the time that the engines are busy."""
     mean_queue_time: float
     p95_queue_time: float
     mean_interference: float
@@ -80,6 +84,10 @@ class Observer:
     start: float
     end: float
     """Of the judged window."""
+    num_verifiers: int = 1
+    num_abandoned: int = field(default=0, init=False)
+    num_resumed: int = field(default=0, init=False)
+    judged: list[SessionOutcome] = field(default_factory=list, init=False)
     queue_times: array[float] = field(default_factory=lambda: array("d"), init=False)
     """Of every verified request in the window, in the order of their batches."""
     interference: array[float] = field(default_factory=lambda: array("d"), init=False)
@@ -114,18 +122,25 @@ class Observer:
         """Whether a session that is offered then counts."""
         return self.start <= offered < self.end
 
-    def on_session(self, session: Session, *, finished: bool) -> None:
-        """Take a session that is over, or cut off."""
+    def on_session(self, session: Session, *, finished: bool, abandoned: bool = False) -> None:
+        """Take a session that is over, or cut off; one that its user gave up is not judged, but its tokens count."""
         slo = session.slo or UNLIMITED
         startup = session.settings.startup_time
         token_times = array("d", session.token_times)
-        self.sessions.append(SessionOutcome(slo, session.started, token_times, finished, startup))
-        if self.judges(session.started):
-            self.drafting += summarise_drafting(session.records)
+        outcome = SessionOutcome(slo, session.started, token_times, finished, startup)
+        self.sessions.append(outcome)
+        if not self.judges(session.started):
+            return
+        self.drafting += summarise_drafting(session.records)
+        self.num_resumed += session.epoch
+        if abandoned:
+            self.num_abandoned += 1
+        else:
+            self.judged.append(outcome)
 
     def report(self, num_events: int, now: float) -> Report:
         """Add it all up."""
-        judged = [session for session in self.sessions if self.judges(session.offered)]
+        judged = self.judged
         first_token_times = [session.token_times[0] - session.offered for session in judged if session.token_times]
         num_tokens = sum(self._num_in_window(session.token_times) for session in self.sessions)
         length = self.end - self.start
@@ -133,6 +148,8 @@ class Observer:
         return Report(
             num_sessions=len(judged),
             num_unfinished=sum(not session.finished for session in judged),
+            num_abandoned=self.num_abandoned,
+            num_resumed=self.num_resumed,
             attainment=attainment(judged),
             attainment_by_class=attainment_by_class(judged),
             goodput=goodput(self.sessions, self.start, self.end),
@@ -140,7 +157,7 @@ class Observer:
             rounds_per_s=num_rounds / length,
             batches_per_s=self.num_batches / length,
             requests_per_batch=num_rounds / self.num_batches if self.num_batches else 0.0,
-            utilisation=self.engine_time / length,
+            utilisation=self.engine_time / (length * self.num_verifiers),
             mean_queue_time=_mean(self.queue_times),
             p95_queue_time=_p95(self.queue_times),
             mean_interference=_mean(self.interference),

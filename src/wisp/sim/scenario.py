@@ -9,13 +9,15 @@ import numpy as np
 
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTime
+from wisp.policy.placement import Placement, least_loaded
 from wisp.policy.predictor import AcceptancePredictor
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.session import SessionSettings
 from wisp.sim.acceptance import StatedConfidence
+from wisp.sim.cluster import VerifierLoss
 from wisp.sim.device import Drafter
 from wisp.sim.hardware import ServerDrafter
-from wisp.sim.network import LinkModel
+from wisp.sim.network import Churn, LinkModel
 from wisp.sim.workload import Spread, Workload
 
 DRAFT_SPEED = Spread(10.0, 50.0)
@@ -36,6 +38,7 @@ class Fleet:
     jitter: float = 0.002
     """Mean, seconds, each way."""
     loss: float = 0.0
+    churn: Churn = field(default_factory=Churn)
 
     def __post_init__(self) -> None:
         if self.draft_speed.low <= 0.0 or self.prompt_speed <= 0.0:
@@ -61,6 +64,13 @@ class Scenario:
     """Evicted caches wait in the host's memory and come back in so many seconds per token; None: they are computed again."""
     server_drafter: ServerDrafter | None = None
     """For systems that draft on the server."""
+    num_verifiers: int = 1
+    """Each with an engine, a KV cache and a scheduler of its own."""
+    placement: Placement = least_loaded
+    """Of sessions on verifiers."""
+    losses: tuple[VerifierLoss, ...] = ()
+    attempts: int = 3
+    """Times that a device asks for a session before it counts as refused."""
     num_devices: int = 100
     """Of a closed fleet; open arrivals and traces make a device for each session."""
     fleet: Fleet = field(default_factory=Fleet)
@@ -83,8 +93,9 @@ class Scenario:
     """A closed fleet's first sessions begin evenly over this time; 0: all at once."""
 
     def __post_init__(self) -> None:
-        if self.num_devices < 1:
-            raise ConfigError(f"a fleet has at least 1 device, not {self.num_devices}")
+        for name in ("num_devices", "num_verifiers", "attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.duration <= 0.0 or min(self.warmup, self.drain, self.ramp) < 0.0:
             raise ConfigError("duration must be positive, warm-up, drain and ramp must not be negative")
 

@@ -16,7 +16,8 @@ from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.session import Session
 from wisp.policy.stop_rules import StopTerms, make_stop_rule
 from wisp.policy.systems import Drafts, SchedulerTerms, System
-from wisp.sim.device import Device, DeviceRules
+from wisp.sim.cluster import Cluster
+from wisp.sim.device import Device, DeviceRules, Ending
 from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
 from wisp.sim.hardware import noisy
@@ -27,7 +28,7 @@ from wisp.sim.script import SessionScript
 from wisp.sim.verifier import Verifier
 from wisp.sim.workload import TracedSession
 
-FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS, NOISE = range(7)
+FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS, NOISE, CHURN = range(8)
 """Purposes of random streams."""
 
 Progress = Callable[[float], None]
@@ -45,7 +46,7 @@ class Simulation:
     seed: int
     events: Events = field(default_factory=Events, init=False)
     observer: Observer = field(init=False)
-    verifier: Verifier = field(init=False)
+    cluster: Cluster = field(init=False)
     _rules: DeviceRules = field(init=False)
     _running: dict[str, Device] = field(default_factory=dict, init=False)
     _num_judged: int = field(default=0, init=False)
@@ -55,21 +56,18 @@ class Simulation:
 
     def __post_init__(self) -> None:
         scenario, system = self.scenario, self.system
-        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end)
-        scheduler = system.scheduler(_terms(scenario, system))
-        self.verifier = Verifier(
-            self.events,
-            scheduler,
-            noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE)),
-            self.observer.on_batch,
-            None if scenario.server_drafter is None else scenario.server_drafter.batch_time,
-            scenario.swap_s_per_token,
-        )
+        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end, scenario.num_verifiers)
+        terms = _terms(scenario, system)
+        verifiers = [self._verifier(index, terms) for index in range(scenario.num_verifiers)]
+        self.cluster = Cluster(verifiers, scenario.placement, scenario.limits.retry_after)
+        self.cluster.schedule(scenario.losses, self.events.at)
         self._rules = DeviceRules(
             stop_rule=make_stop_rule(system.stop_rule, _stop_terms(scenario, system)),
             drafts=system.drafts is Drafts.ON_DEVICES,
             settings=scenario.settings,
             max_new_tokens=scenario.workload.longest_output,
+            attempts=scenario.attempts,
+            churn=scenario.fleet.churn,
         )
         self._arrivals = self._open_arrivals()
 
@@ -85,7 +83,7 @@ class Simulation:
         if progress is not None:
             for step in range(NUM_PROGRESS_CALLS + 1):
                 events.at(scenario.end * step / NUM_PROGRESS_CALLS, progress, step / NUM_PROGRESS_CALLS)
-        events.run(self.verifier.settle, scenario.end + scenario.drain)
+        events.run(self.cluster.settle, scenario.end + scenario.drain)
         for device in self._running.values():
             if device.session is not None:
                 self.observer.on_session(device.session, finished=False)
@@ -101,12 +99,27 @@ class Simulation:
         return Device(
             name=str(index),
             events=self.events,
-            verifier=self.verifier,
+            cluster=self.cluster,
             rules=self._rules,
             drafter=fleet.drafter(rng),
             uplink=Link(link, self.rng(UPLINKS, index)),
             downlink=Link(link, self.rng(DOWNLINKS, index)),
             ended=self._ended,
+            chance=self._chance,
+        )
+
+    def _chance(self, device: Device) -> np.random.Generator:
+        return self.rng(CHURN, int(device.name), device.num_sessions)
+
+    def _verifier(self, index: int, terms: SchedulerTerms) -> Verifier:
+        scenario, drafter = self.scenario, self.scenario.server_drafter
+        return Verifier(
+            self.events,
+            lambda: self.system.scheduler(terms),
+            noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE, index)),
+            self.observer.on_batch,
+            None if drafter is None else drafter.batch_time,
+            scenario.swap_s_per_token,
         )
 
     def _script(self, device: Device, traced: TracedSession | None = None) -> SessionScript:
@@ -118,9 +131,10 @@ class Simulation:
         self._num_judged += self.observer.judges(self.events.now)
         device.start(self._script(device, traced))
 
-    def _ended(self, device: Device, session: Session, admitted: bool) -> None:
+    def _ended(self, device: Device, session: Session, ending: Ending) -> None:
         del self._running[device.name]
-        self.observer.on_session(session, finished=admitted)
+        abandoned = ending is Ending.ABANDONED
+        self.observer.on_session(session, finished=ending is Ending.FINISHED, abandoned=abandoned)
         self._num_judged -= self.observer.judges(session.started)
         if self.events.now >= self.scenario.end:
             self._stop_if_done()

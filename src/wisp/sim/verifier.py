@@ -1,6 +1,7 @@
 """The server: sessions, the scheduler's batches, and verdicts; asked and told in the order of `server/loop.py`.
 
 The scheduler is asked when the engine is free, on arrival, and at the time it named; sessions open between batches.
+A verifier that fails forgets everything, its batch included, and its devices' connections break.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class ServedSession:
     script: SessionScript
     max_new_tokens: int
     send: SendsVerdict
+    lost: Callable[[], None]
+    """Called when the verifier fails."""
     num_output: int = 0
+    """Output tokens in its history; more than none when it opens: it was begun elsewhere."""
     num_cached: int = 0
     """On the GPU, or in the host's memory."""
     num_swapped: int = 0
@@ -68,35 +72,65 @@ class Verifier:
     """One engine and its scheduler in virtual time."""
 
     events: Events
-    scheduler: Scheduler
+    make_scheduler: Callable[[], Scheduler]
     batch_time: BatchTime
     watch: WatchesBatches
     draft_time: BatchTime | None = None
     """Of a drafter beside the target, for the systems that draft on the server."""
     swap_s_per_token: float | None = None
     """Of a cache that comes back from the host's memory; None: evicted caches are lost."""
+    scheduler: Scheduler = field(init=False)
+    is_up: bool = field(default=True, init=False)
+    woken: bool = field(default=False, init=False)
+    """Whether something happened since the scheduler was asked last."""
+    _num_failures: int = field(default=0, init=False)
     _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
     _opening: list[ServedSession] = field(default_factory=list, init=False)
     _busy: bool = field(default=False, init=False)
-    _woken: bool = field(default=False, init=False)
-    """Whether something happened since the scheduler was asked last."""
     _wake_at: float = field(default=inf, init=False)
+
+    def __post_init__(self) -> None:
+        self.scheduler = self.make_scheduler()
+
+    @property
+    def num_sessions(self) -> int:
+        """Those that were admitted and not closed."""
+        return len(self._sessions)
+
+    # Loss
+
+    def fail(self, _: object = None) -> None:
+        """Lose everything, and every connection."""
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        self._opening.clear()
+        self._num_failures += 1
+        self.is_up = self.woken = self._busy = False
+        self._wake_at = inf
+        for session in sessions:
+            session.lost()
+
+    def restart(self, _: object = None) -> None:
+        """Come back, empty."""
+        self.is_up, self.scheduler = True, self.make_scheduler()
 
     # What devices send
 
     def open(self, session: ServedSession) -> Admitted | RetryAfter:
         """Ask for admission; an admitted session opens when the engine is free."""
-        script = session.script
-        demand = SessionDemand(session.session_id, script.num_prompt_tokens, session.max_new_tokens, script.slo)
+        num_left = session.max_new_tokens - session.num_output
+        demand = SessionDemand(session.session_id, session.num_tokens, num_left, session.script.slo)
         answer = self.scheduler.admit(demand, self.events.now)
         if isinstance(answer, Admitted):
             self._sessions[session.session_id] = session
             self._opening.append(session)
-            self._woken = True
+            self.woken = True
         return answer
 
     def ask(self, session: ServedSession, request: DraftRequest | DecodeRequest) -> None:
-        """Take a round of a session that has none under way."""
+        """Take a round of a session that has none under way; one that was lost is none any more."""
+        if self._sessions.get(session.session_id) is not session:
+            return
         now = self.events.now
         session.request, session.arrival = request, now
         session.deadline = now + request.time_left - request.rtt
@@ -108,14 +142,14 @@ class Verifier:
         """Forget a session that ended."""
         if self._sessions.pop(session.session_id, None) is not None:
             self.scheduler.release(session.session_id)
-            self._woken = True
+            self.woken = True
 
     # Batches
 
     def settle(self) -> None:
         """After all events of an instant: start a batch, if the engine is free and there is one."""
-        while self._woken and not self._busy:
-            self._woken = False
+        while self.woken and not self._busy:
+            self.woken = False
             self._open_waiting()
             decision = self.scheduler.schedule(self.events.now)
             evictions = self.scheduler.evictions()
@@ -125,7 +159,7 @@ class Verifier:
             if isinstance(decision, Batch):
                 self._start(decision)
             elif evictions:
-                self._woken = True
+                self.woken = True
             else:
                 self._wait(decision)
 
@@ -153,7 +187,7 @@ class Verifier:
     def _wake(self, time: float) -> None:
         """Ask again, unless another time was named since."""
         if time == self._wake_at:
-            self._woken = True
+            self.woken = True
 
     def _queue(self, session: ServedSession) -> None:
         request = session.request
@@ -176,14 +210,14 @@ class Verifier:
                 max_own_draft=max_own_draft,
             )
         )
-        self._woken = True
+        self.woken = True
 
     def _start(self, batch: Batch) -> None:
         for member in batch.members:
             self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
         elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch) + self._swapping_time(batch)
-        self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now))
+        self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, self._num_failures))
 
     def _swapping_time(self, batch: Batch) -> float:
         """Seconds in which caches of members come back from the host; going there overlaps with the batch before."""
@@ -215,10 +249,12 @@ class Verifier:
             position += 1
         return time
 
-    def _done(self, job: tuple[Batch, float]) -> None:
-        batch, started = job
+    def _done(self, job: tuple[Batch, float, int]) -> None:
+        batch, started, num_failures = job
+        if num_failures != self._num_failures:
+            return
         elapsed = self.events.now - started  # as a clock says it: the estimator must learn the same as the live one
-        self._busy, self._woken = False, True
+        self._busy, self.woken = False, True
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
         num_committed = sum(outcome.num_committed for outcome in outcomes if outcome is not None)
