@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,24 @@ async def test_a_predictor_of_another_pair(tmp_path: Path, field: str, what: str
             edge_config(server.address, predictor=path, stop_rule="predicted"), lambda _: FakeDrafter(), tmp_path
         ):
             pytest.fail("the device started")
+    await server.stop(0.0)
+
+
+@pytest.mark.parametrize(("weights", "fits"), [("?", True), ("others", False)])
+async def test_a_target_that_says_its_weights_is_known_by_them(tmp_path: Path, weights: str, fits: bool) -> None:
+    """Under whatever name it is served."""
+    path = saved_predictor(tmp_path, replace(PAIR, target="of another name"))
+    target = FakeTarget()
+    target.card = replace(target.card, weights=weights)
+    server = await start_server(target, server_config())
+    expected = (
+        nullcontext() if fits else pytest.raises(FormatError, match=r"weights of the target should be \?, not others")
+    )
+    with expected:
+        async with serving(
+            edge_config(server.address, predictor=path, stop_rule="predicted"), lambda _: FakeDrafter(), tmp_path
+        ):
+            pass
     await server.stop(0.0)
 
 

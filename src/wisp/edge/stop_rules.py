@@ -20,11 +20,15 @@ def stop_rule(name: str, max_tokens: int, threshold: float | None, trained: Trai
 
 
 def check_predictor(trained: TrainedPredictor, engine: DraftEngine, target: TargetInfo) -> None:
-    """Refuse a predictor of another pair of models. Raises FormatError."""
+    """Refuse a predictor of another pair of models. Raises FormatError.
+
+    The target is known by its weights; where its server does not know them, by its name.
+    """
     pair = trained.pair
+    own = ("weights of the target", pair.target_weights, target.weights)
     for what, expected, found in (
         ("vocabulary", pair.vocabulary, target.vocabulary),
-        ("target", pair.target, target.model_id),
+        own if target.weights else ("target", pair.target, target.model_id),
         ("weights of the drafter", pair.draft_weights, engine.weights),
     ):
         if expected != found:

@@ -32,6 +32,8 @@ class TargetInfo:
     max_draft_tokens: int
     acceptance_rules: tuple[AcceptanceRule, ...]
     emulated: bool
+    weights: str = ""
+    """Fingerprint of the model's weights; empty: unknown."""
 
 
 def target_info(hello: pb.ServerHello) -> TargetInfo:
@@ -52,6 +54,7 @@ def target_info(hello: pb.ServerHello) -> TargetInfo:
         max_draft_tokens=min(hello.max_draft_tokens, MAX_DRAFT_TOKENS),
         acceptance_rules=rules_from_wire(hello.acceptance_rules),
         emulated=hello.emulated,
+        weights=hello.weights,
     )
 
 

@@ -53,6 +53,8 @@ class ModelCard:
     """The number format that is computed in."""
     device: str = ""
     """What computes: cpu, or the name of the GPU. Times hold for one model, dtype and device."""
+    weights: str = ""
+    """Fingerprint of the weights (engines/fingerprint.py); empty: unknown."""
     emulated: bool = False
     """Verdicts or durations are not those of a real model on this machine; shown wherever results are."""
 

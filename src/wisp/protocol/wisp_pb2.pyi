@@ -212,6 +212,7 @@ class ServerHello(google.protobuf.message.Message):
     MAX_SESSIONS_PER_STREAM_FIELD_NUMBER: builtins.int
     EMULATED_FIELD_NUMBER: builtins.int
     ACCEPTANCE_RULES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     wisp_version: builtins.str
     instance: builtins.str
@@ -231,6 +232,8 @@ class ServerHello(google.protobuf.message.Message):
     max_sessions_per_stream: builtins.int
     emulated: builtins.bool
     """Verdicts or durations are not those of a real model on this machine."""
+    weights: builtins.str
+    """Fingerprint of the target's weights; empty: unknown."""
     @property
     def eos_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -264,9 +267,10 @@ class ServerHello(google.protobuf.message.Message):
         max_sessions_per_stream: builtins.int = ...,
         emulated: builtins.bool = ...,
         acceptance_rules: collections.abc.Iterable[global___AcceptanceRule.ValueType] | None = ...,
+        weights: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["generation_defaults", b"generation_defaults"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acceptance_rules", b"acceptance_rules", "chat_template", b"chat_template", "context_length", b"context_length", "default_slo", b"default_slo", "emulated", b"emulated", "eos_token_ids", b"eos_token_ids", "generation_defaults", b"generation_defaults", "instance", b"instance", "max_draft_tokens", b"max_draft_tokens", "max_frame_bytes", b"max_frame_bytes", "max_sessions_per_stream", b"max_sessions_per_stream", "model_id", b"model_id", "protocol_version", b"protocol_version", "slo_classes", b"slo_classes", "special_tokens_json", b"special_tokens_json", "tokenizer_bytes", b"tokenizer_bytes", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary", b"vocabulary", "vocabulary_size", b"vocabulary_size", "wisp_version", b"wisp_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acceptance_rules", b"acceptance_rules", "chat_template", b"chat_template", "context_length", b"context_length", "default_slo", b"default_slo", "emulated", b"emulated", "eos_token_ids", b"eos_token_ids", "generation_defaults", b"generation_defaults", "instance", b"instance", "max_draft_tokens", b"max_draft_tokens", "max_frame_bytes", b"max_frame_bytes", "max_sessions_per_stream", b"max_sessions_per_stream", "model_id", b"model_id", "protocol_version", b"protocol_version", "slo_classes", b"slo_classes", "special_tokens_json", b"special_tokens_json", "tokenizer_bytes", b"tokenizer_bytes", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary", b"vocabulary", "vocabulary_size", b"vocabulary_size", "weights", b"weights", "wisp_version", b"wisp_version"]) -> None: ...
 
 global___ServerHello = ServerHello
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def emulated_target(config: ServerConfig) -> TimedTarget:
             f"{config.replay} was recorded with another vocabulary ({header.pair.vocabulary}) than that of "
             f"{config.target.model} ({card.vocabulary}): serve the target that made the trace"
         )
+    card = replace(card, weights=header.pair.target_weights)
     target = TimedTarget(card, RecordedOutputs.of(records), MeasuredBatchTime(times.samples), time.sleep)
     if config.kv_tokens is not None:
         target.kv_capacity_tokens = config.kv_tokens

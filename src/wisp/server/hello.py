@@ -43,6 +43,7 @@ def server_hello(card: ModelCard, config: ServerConfig, max_history: int) -> pb.
         max_sessions_per_stream=min(MAX_SESSIONS_PER_STREAM, config.max_sessions),
         emulated=card.emulated,
         acceptance_rules=rules_to_wire(card.acceptance_rules),
+        weights=card.weights,
     )
 
 
