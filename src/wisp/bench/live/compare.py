@@ -78,7 +78,8 @@ class Comparison:
         settings, search = self.settings, self.settings.search
         total = len(settings.systems) * settings.num_seeds * search.max_points
         bar = self.progress.add_task(run.cell.name, total=total, completed=self._num_done(run.cell))
-        if any(self._next(run, system, seed) for seed in self._seeds for system in settings.systems):
+        wanted = any(self._next(run, system, seed) for seed in self._seeds for system in settings.systems)
+        if wanted and self._in_time(run):
             async with self._servers(run) as servers, self._models(run) as models:
                 for seed in self._seeds:
                     await self._run_seed(run, seed, servers, models, bar)
@@ -92,7 +93,7 @@ class Comparison:
         workload = self._workload(run.inputs)
         while todo := [(one, size) for one in servers if (size := self._next(run, one.system, seed))]:
             for one, size in todo:
-                if time.monotonic() + timing.longest + _POINT_OVERHEAD > run.deadline:
+                if not self._in_time(run):
                     return
                 load = Load(run.cell.fleet, workload, timing, seed, size)
                 at = self.progress.add_task(f"  {one.system}, {size} devices", total=timing.longest)
@@ -100,6 +101,10 @@ class Comparison:
                 self.progress.remove_task(at)
                 self.results.add(Point(run.cell.name, one.system, seed, size, measures))
                 self.progress.update(bar, completed=self._num_done(run.cell))
+
+    def _in_time(self, run: _CellRun) -> bool:
+        """Whether one more point surely ends before the deadline."""
+        return time.monotonic() + self.settings.timing.longest + _POINT_OVERHEAD <= run.deadline
 
     def _advance(self, task: TaskID) -> Callable[[float], None]:
         return lambda seconds: self.progress.update(task, completed=seconds)

@@ -12,7 +12,7 @@ from wisp.bench.live.settings import BenchSettings, Cell, Search
 from wisp.config import parse_slo_classes
 from wisp.demo.pair import DRAFT, MODELS, TARGET
 from wisp.errors import ConfigError
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.hardware import GPUS, Roofline
 from wisp.sim.hardware import MODELS as SHAPES
 from wisp.sim.workload import Spread
@@ -163,8 +163,8 @@ def _preset(options: BenchOptions) -> Preset:
 
 
 def _predicts(systems: Sequence[str]) -> bool:
-    """Whether a device of some system may ask a predictor."""
-    return any(SYSTEMS[name].drafts is Drafts.ON_DEVICES for name in systems if name in SYSTEMS)
+    """Whether the stop rule of some system asks a predictor, where there is one."""
+    return any(SYSTEMS[name].stop_rule in ("predicted", "price") for name in systems if name in SYSTEMS)
 
 
 def _one_cell(options: BenchOptions, engine: Engine) -> Cell:
