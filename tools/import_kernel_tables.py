@@ -20,13 +20,13 @@ fixed and the per-request time of the host, and that the further new tokens of a
 from __future__ import annotations
 
 import csv
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import typer
 
 from wisp.calibration.fit import fit, fit_all, repeat_errors
 from wisp.calibration.measured import MeasuredBatchTime, calibration_half, hardware_half
@@ -183,9 +183,8 @@ def _print_errors(samples: Sequence[BatchSample]) -> None:
             print(f"    {name:14} mean {mean:.1%}, p95 {p95:.1%}, bias {bias:+.1%}")
 
 
-def main() -> None:
+def main(folder: Path, out: Path) -> None:
     """Read FOLDER, write OUT, say what it holds and how far models are from it."""
-    folder, out = map(Path, sys.argv[1:])
     samples = Tables.read(folder).samples(np.random.default_rng(0))
     model, held_out = fit(samples)
     Calibration(
@@ -196,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

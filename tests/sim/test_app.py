@@ -46,6 +46,7 @@ def test_the_same_seed_gives_the_same_bytes(capsys: pytest.CaptureFixture[str]) 
         run_simulation(replace(QUICK, json_output=True, seed=seed))
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
+    assert "qwen3-8b" in json.loads(outputs[0])["machine"]
     systems = json.loads(outputs[0])["systems"]
     assert list(systems) == ["centralized", "sled-fcfs"]
     assert set(systems["centralized"]["attainment_by_class"]) == {"2/s", "4/s"}

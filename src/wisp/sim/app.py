@@ -27,10 +27,10 @@ def run_simulation(options: SimulationOptions) -> None:
     machine, names = machine_of(options.machine), system_names(options.systems)
     Console(stderr=True).print(f"Simulated on {machine.caption}", soft_wrap=True)
     scenario = scenario_of(options, machine)
-    if options.capacity:
-        _run_capacity(options, scenario, names)
-    else:
-        _run_reports(options, scenario, names)
+    systems = (_run_capacity if options.capacity else _run_reports)(options, scenario, names)
+    if options.json_output:
+        result = {"seed": options.seed, "machine": machine.caption, "systems": systems}
+        sys.stdout.write(json.dumps(result) + "\n")
 
 
 def system_names(given: Sequence[str]) -> list[str]:
@@ -40,14 +40,11 @@ def system_names(given: Sequence[str]) -> list[str]:
     return list(given or SYSTEMS)
 
 
-def _print(result: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(result) + "\n")
-
-
 # One load
 
 
-def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> None:
+def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> dict[str, Any]:
+    """Show what came of every system; returns the same for JSON."""
     reports: dict[str, Report] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name in names:
@@ -60,8 +57,7 @@ def _run_reports(options: SimulationOptions, scenario: Scenario, names: Sequence
     if not options.json_output:
         Console().print(_report_table("Simulated sessions", _SESSIONS, reports))
         Console().print(_report_table("Simulated server and drafts", _SERVER, reports))
-        return
-    _print({"seed": options.seed, "systems": {name: report.as_dict() for name, report in reports.items()}})
+    return {name: report.as_dict() for name, report in reports.items()}
 
 
 def _report_table(title: str, columns: _Columns, reports: Mapping[str, Report]) -> Table:
@@ -98,7 +94,8 @@ _SERVER: _Columns = {
 # Capacity
 
 
-def _run_capacity(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> None:
+def _run_capacity(options: SimulationOptions, scenario: Scenario, names: Sequence[str]) -> dict[str, Any]:
+    """Show how many devices every system serves; returns the same for JSON."""
     if options.rate is not None or options.traces:
         raise ConfigError("capacity is a number of devices: it needs a closed fleet, not a rate or a trace")
     found: dict[str, list[int]] = {name: [] for name in names}
@@ -111,9 +108,7 @@ def _run_capacity(options: SimulationOptions, scenario: Scenario, names: Sequenc
                 progress.advance(task)
     if not options.json_output:
         Console().print(_capacity_table(found))
-        return
-    systems = {name: {"capacity": Interval.of(values).mean, "per_seed": values} for name, values in found.items()}
-    _print({"seed": options.seed, "systems": systems})
+    return {name: {"capacity": Interval.of(values).mean, "per_seed": values} for name, values in found.items()}
 
 
 def _capacity_table(found: Mapping[str, Sequence[int]]) -> Table:
