@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from wisp.engines import vocabulary
 from wisp.engines.base import GenerationDefaults, ModelCard, StepMember, StepOutcome
+from wisp.engines.fingerprint import weights_fingerprint
 from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.kv import KVSequence
 from wisp.engines.packed.loading import DEFAULTS, LoadedModel, LoadOptions, load
@@ -75,7 +76,7 @@ class TransformersTarget:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.card = model_card(loaded)
+        self.card = replace(model_card(loaded), weights=weights_fingerprint(loaded.packed.model))
         self._packed = loaded.packed
         self._pool = loaded.packed.pool
         self._residency = Residency(self._pool)
