@@ -52,6 +52,21 @@ def test_the_same_seed_gives_the_same_bytes(capsys: pytest.CaptureFixture[str]) 
     assert set(systems["centralized"]["attainment_by_class"]) == {"2/s", "4/s"}
 
 
+def test_verifiers_are_lost_and_devices_vanish_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their sessions are opened again."""
+    cluster = replace(QUICK, verifiers=2, placement="hash", systems=("fixed",), output_tokens=64.0, json_output=True)
+    for options in (replace(cluster, lose=("0@2-3", "1@3.5")), replace(cluster, disconnects=60.0, away=0.1)):
+        run_simulation(options)
+        assert json.loads(capsys.readouterr().out)["systems"]["fixed"]["num_resumed"] > 0
+
+
+@pytest.mark.parametrize("text", ["0", "x@3", "0@3-2", "0@", "-1@3"])
+def test_a_loss_that_cannot_be_is_refused(text: str) -> None:
+    """With an example of one that can, or with its values."""
+    with pytest.raises(ConfigError, match=r"0@40-60|lost at a time"):
+        scenario_of(replace(QUICK, lose=(text,)), machine_of(QUICK.machine))
+
+
 def test_capacity_is_searched_over_paired_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     """A table with ratios, or JSON with every seed's figure."""
     slow = replace(QUICK, capacity=True, seeds=2, first_token=0.02, duration=2.0, systems=("centralized",))

@@ -54,6 +54,17 @@ def simulate(
             "--swap", help="Evicted caches go to the host's memory and come back over PCIe.", rich_help_panel=SERVER
         ),
     ] = False,
+    verifiers: Annotated[
+        int, typer.Option(help="Servers behind one address, each with such a GPU.", rich_help_panel=SERVER)
+    ] = 1,
+    placement: Annotated[
+        str,
+        typer.Option(help="Of sessions on them: least-loaded, hash or two-choices.", rich_help_panel=SERVER),
+    ] = "least-loaded",
+    lose: Annotated[
+        list[str] | None,
+        typer.Option(help="Server lost: NUMBER@FROM or NUMBER@FROM-TO, seconds (repeatable).", rich_help_panel=SERVER),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Requests in one batch.", rich_help_panel=SERVER)] = 256,
     server_draft: Annotated[
         str,
@@ -90,6 +101,16 @@ def simulate(
     ] = 2.0,
     loss: Annotated[
         float, typer.Option(help="Probability that a message has to be sent again.", rich_help_panel=DEVICES)
+    ] = 0.0,
+    attempts: Annotated[
+        int, typer.Option(help="Times that a refused session is asked for.", rich_help_panel=DEVICES)
+    ] = 3,
+    disconnects: Annotated[
+        float, typer.Option(help="Times a minute that a device vanishes in a session.", rich_help_panel=DEVICES)
+    ] = 0.0,
+    away: Annotated[float, typer.Option(help="Mean seconds until it is back.", rich_help_panel=DEVICES)] = 10.0,
+    abandoned: Annotated[
+        float, typer.Option(help="Share of disconnections that end the session.", rich_help_panel=DEVICES)
     ] = 0.0,
     slo: Annotated[
         str, typer.Option(help="Classes in equal shares: tokens per second, with commas.", rich_help_panel=SESSIONS)
@@ -144,8 +165,15 @@ def simulate(
     run_simulation(
         SimulationOptions(
             machine=MachineOptions(gpu, model, weight_bits, profile, batch_noise, kv_tokens, swap, server_draft),
+            verifiers=verifiers,
+            placement=placement,
+            lose=tuple(lose or ()),
             systems=tuple(system or ()),
             devices=devices,
+            attempts=attempts,
+            disconnects=disconnects,
+            away=away,
+            abandoned=abandoned,
             rate=rate,
             arrival_variation=arrival_variation,
             traces=tuple(trace or ()),

@@ -8,8 +8,11 @@ from pathlib import Path
 from wisp.config import parse_settings
 from wisp.errors import ConfigError
 from wisp.formats.predictor import TrainedPredictor
+from wisp.policy.placement import PLACEMENTS
 from wisp.sim.acceptance import Acceptance, AcceptanceModel, StatedConfidence
-from wisp.sim.machine import Machine, MachineOptions
+from wisp.sim.cluster import VerifierLoss
+from wisp.sim.machine import Machine, MachineOptions, choose
+from wisp.sim.network import Churn
 from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.traces import load_lengths, load_traces
@@ -24,8 +27,15 @@ class SimulationOptions:
     """What `wisp simulate` was told; ranges are given as `LOW-HIGH` or as one value."""
 
     machine: MachineOptions = field(default_factory=MachineOptions)
+    verifiers: int = 1
+    placement: str = "least-loaded"
+    lose: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
     devices: int = 100
+    attempts: int = 3
+    disconnects: float = 0.0
+    away: float = 10.0
+    abandoned: float = 0.0
     rate: float | None = None
     arrival_variation: float = 1.0
     traces: tuple[Path, ...] = ()
@@ -71,12 +81,17 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
         batch_noise=machine.noise,
         swap_s_per_token=machine.swap_s_per_token,
         server_drafter=machine.server_drafter,
+        num_verifiers=options.verifiers,
+        placement=choose("placement", options.placement, PLACEMENTS),
+        losses=tuple(verifier_loss(text) for text in options.lose),
+        attempts=options.attempts,
         num_devices=options.devices,
         fleet=Fleet(
             draft_speed=spread(options.draft_speed),
             rtt=spread(options.rtt_ms, 1e-3),
             jitter=options.jitter_ms / 1e3,
             loss=options.loss,
+            churn=Churn(options.disconnects / 60.0, options.away, options.abandoned),
         ),
         workload=_workload(options, acceptance, machine.kv_capacity_tokens),
         predictor=StatedConfidence() if predictor is None else predictor.predictor,
@@ -95,6 +110,16 @@ def spread(text: str, unit: float = 1.0) -> Spread:
         return Spread(float(low) * unit, float(high or low) * unit)
     except ValueError:
         raise ConfigError(f"a range is LOW-HIGH or one number, not {text!r}") from None
+
+
+def verifier_loss(text: str) -> VerifierLoss:
+    """`VERIFIER@FROM` or `VERIFIER@FROM-TO`, seconds."""
+    verifier, _, times = text.partition("@")
+    at, _, until = times.partition("-")
+    try:
+        return VerifierLoss(int(verifier), float(at), float(until or "inf"))
+    except ValueError:
+        raise ConfigError(f"a loss is VERIFIER@FROM or VERIFIER@FROM-TO, as in 0@40-60, not {text!r}") from None
 
 
 def _acceptance(options: SimulationOptions) -> Acceptance:
