@@ -16,9 +16,12 @@ from wisp.calibration.measured import MeasuredBatchTime
 from wisp.errors import ConfigError, FormatError
 from wisp.formats.calibration import BatchSample
 from wisp.policy.batch_time import BatchShape
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.estimation import initial_model
 from wisp.sim.hardware import GPUS, MODELS, Roofline, noisy
 from wisp.sim.machine import MachineOptions, machine_of
+from wisp.sim.scenario import Scenario
+from wisp.sim.simulator import Simulation
 
 SHAPE = BatchShape.of_members([(5, 100), (1, 700)])
 
@@ -118,3 +121,15 @@ def test_a_profile_that_is_too_small_is_refused(tmp_path: Path) -> None:
     """It would be a guess."""
     with pytest.raises(FormatError, match="too few to stand for hardware"):
         machine_of(MachineOptions(profile=_profile(tmp_path, sweep(10)), kv_tokens=1))
+
+
+def test_noise_lengthens_batches_but_not_what_they_are_judged_by() -> None:
+    """Every batch takes twice its time; interference is told by the hardware itself."""
+    quiet = Scenario(lambda shape: 0.01 + 1e-4 * shape.num_new, num_devices=4, warmup=0.0, duration=20.0)
+    loud = replace(quiet, batch_noise=(2.0,))
+    simulations = [Simulation(scenario, SYSTEMS["centralized"], 0) for scenario in (quiet, loud)]
+    for simulation in simulations:
+        simulation.run()
+    shares = [one.observer.engine_time / one.observer.num_batches for one in simulations]
+    assert shares[1] == pytest.approx(2.0 * shares[0], rel=0.05)
+    assert max(simulations[1].observer.interference) < 0.06
