@@ -133,16 +133,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 """Architectures that packed batches get wrong without saying so."""
 
 
-def config(name: str) -> Any:
-    """The configuration of one of the tiny models."""
+def config(name: str, **changes: Any) -> Any:
+    """The configuration of one of the tiny models, with other arguments where `changes` has them."""
     class_name, arguments = {**CONFIGS, **REFUSED}[name]
-    return getattr(transformers, class_name)(**copy.deepcopy(arguments))
+    return getattr(transformers, class_name)(**copy.deepcopy({**arguments, **changes}))
 
 
-def model(name: str, seed: int = 0) -> Any:
+def model(name: str, seed: int = 0, **changes: Any) -> Any:
     """A random model in float32 that attends eagerly; its weights are large, so that no two logits are nearly tied."""
     torch.manual_seed(seed)
-    made: Any = transformers.AutoModelForCausalLM.from_config(config(name), attn_implementation="eager")
+    made: Any = transformers.AutoModelForCausalLM.from_config(config(name, **changes), attn_implementation="eager")
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
@@ -182,9 +182,9 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def save(folder: Path, name: str = "llama", seed: int = 0) -> Path:
+def save(folder: Path, name: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A checkpoint of a tiny model with its tokenizer, as one finds it on the hub."""
-    made = model(name, seed)
+    made = model(name, seed, **changes)
     made.generation_config.eos_token_id = [1, 2]
     made.generation_config.repetition_penalty = 1.1
     made.save_pretrained(folder)

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from wisp.engines import vocabulary
-from wisp.engines.base import GenerationDefaults, ModelCard, StepMember, StepOutcome
+from wisp.engines.base import ModelCard, StepMember, StepOutcome
+from wisp.engines.card import model_card
 from wisp.engines.fingerprint import weights_fingerprint
+from wisp.engines.generation import Generation, check_request
 from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.kv import KVSequence
 from wisp.engines.packed.loading import DEFAULTS, LoadedModel, LoadOptions, load
 from wisp.engines.packed.residency import WORTH_COPYING, Residency, Resident, common_prefix
 from wisp.engines.processing import SamplingItem
-from wisp.engines.sampling import Decision, cut, verify
-from wisp.errors import EngineError, InvalidRequest
+from wisp.engines.sampling import Decision, verify
+from wisp.errors import EngineError
 from wisp.types import DraftedToken, GenerationRequest, SessionId, TokenId
 
 
 @dataclass(slots=True, eq=False)
-class _Session:
+class _Session(Generation):
     """One session: its history and what of it is cached."""
 
-    request: GenerationRequest
-    history: list[TokenId]
     resident: Resident
-
-    @property
-    def tokens_left(self) -> int:
-        return self.request.num_prompt_tokens + self.request.stop.max_tokens - len(self.history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,7 @@ class TransformersTarget:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.card = replace(model_card(loaded), weights=weights_fingerprint(loaded.packed.model))
+        self.card = replace(_card(loaded), weights=weights_fingerprint(loaded.packed.model))
         self._packed = loaded.packed
         self._pool = loaded.packed.pool
         self._residency = Residency(self._pool)
@@ -97,7 +91,7 @@ class TransformersTarget:
         return self._pool.page_tokens
 
     def open(self, session_id: SessionId, owner: str, request: GenerationRequest) -> int:
-        self._check(request)
+        check_request(request, self.card.vocabulary_size, min(self.card.context_length, self.kv_capacity_tokens))
         history = list(request.tokens)
         resident = self._residency.open(session_id, owner, history)
         self._sessions[session_id] = _Session(request, history, resident)
@@ -149,16 +143,9 @@ class TransformersTarget:
             )
         if member.draft is None:
             return _Task(session, end, None)
-        draft = self._useful(member.draft, session)
+        draft = session.useful(member.draft, self.card.vocabulary_size)
         left_out = member.draft[len(draft)] if len(draft) < len(member.draft) else member.trimmed
         return _Task(session, end, draft, left_out)
-
-    def _useful(self, draft: tuple[DraftedToken, ...], session: _Session) -> tuple[DraftedToken, ...]:
-        """The part of a draft that can be accepted: known ids, and the last token allowed is the target's own."""
-        draft = draft[: max(0, session.tokens_left - 1)]
-        size = self.card.vocabulary_size
-        unknown = (i for i, drafted in enumerate(draft) if not 0 <= drafted.token < size)
-        return draft[: next(unknown, len(draft))]
 
     def _compute(self, tasks: Sequence[_Task]) -> dict[int, StepOutcome]:
         """One forward pass, after what other sessions have cached was copied; outcomes by the identity of the task."""
@@ -182,35 +169,10 @@ class TransformersTarget:
 
     def _commit(self, task: _Task, decision: Decision) -> StepOutcome:
         """Add what was decided to the history and roll the cache back to all of it but the last token."""
-        session, draft = task.session, task.draft or ()
-        end = cut(decision, draft, session.request.stop.stop_token_ids, session.tokens_left)
-        session.history.extend(drafted.token for drafted in draft[: end.num_accepted])
-        if end.next_token is not None:
-            session.history.append(end.next_token)
+        session = task.session
+        outcome = session.commit(decision, task.draft or ())
         self._pool.truncate(session.resident.sequence, len(session.history) - 1)
-        return StepOutcome(len(draft), end.num_accepted, end.next_token, end.finish_reason, end.logprobs)
-
-    def _check(self, request: GenerationRequest) -> None:
-        """Raise InvalidRequest for what can never be served."""
-        if not 0 < request.num_prompt_tokens <= len(request.tokens):
-            raise InvalidRequest("the prompt is empty", "prompt")
-        if (highest := max(request.tokens)) >= self.card.vocabulary_size or min(request.tokens) < 0:
-            wrong = highest if highest >= self.card.vocabulary_size else min(request.tokens)
-            raise InvalidRequest(
-                f"the token id {wrong} is outside the vocabulary of {self.card.vocabulary_size} tokens", "prompt"
-            )
-        if request.num_output_tokens >= request.stop.max_tokens:
-            raise InvalidRequest(
-                f"max_tokens is {request.stop.max_tokens} and {request.num_output_tokens} tokens are there already",
-                "max_tokens",
-            )
-        total = request.num_prompt_tokens + request.stop.max_tokens
-        if total > (limit := min(self.card.context_length, self.kv_capacity_tokens)):
-            raise InvalidRequest(
-                f"{request.num_prompt_tokens} prompt tokens and max_tokens = {request.stop.max_tokens} exceed the "
-                f"{limit} tokens that this server can hold for a session",
-                "max_tokens",
-            )
+        return outcome
 
 
 def _by_prefix(tasks: Sequence[_Task]) -> tuple[list[_Task], list[_Task]]:
@@ -237,22 +199,15 @@ def _shares(task: _Task, other: _Task) -> bool:
     return 2 * common_prefix(mine.history, others.history, limit) > task.num_prefill
 
 
-def model_card(loaded: LoadedModel) -> ModelCard:
+def _card(loaded: LoadedModel) -> ModelCard:
     """What devices have to know of a loaded model."""
-    tokenizer = loaded.tokenizer
-    settings: dict[str, Any] = loaded.packed.model.generation_config.to_diff_dict()
-    return ModelCard(
-        model_id=loaded.model_id,
+    return model_card(
+        loaded.model_id,
+        loaded.tokenizer,
+        loaded.packed.model.generation_config.to_diff_dict(),
         tokenizer_json=loaded.tokenizer_json,
-        vocabulary=vocabulary.fingerprint(loaded.tokenizer_json),
         vocabulary_size=loaded.vocabulary_size,
         context_length=loaded.context_length,
-        eos_token_ids=_eos_token_ids(settings.get("eos_token_id"), tokenizer.eos_token_id),
-        chat_template=_chat_template(tokenizer.chat_template),
-        special_tokens={name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
-        generation_defaults=GenerationDefaults(
-            **{name: settings.get(name) for name in GenerationDefaults.__dataclass_fields__}
-        ),
         dtype=str(loaded.packed.dtype).removeprefix("torch."),
         device=_device_name(loaded.packed.device),
     )
@@ -260,14 +215,3 @@ def model_card(loaded: LoadedModel) -> ModelCard:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _eos_token_ids(configured: int | list[int] | None, of_tokenizer: int | None) -> tuple[TokenId, ...]:
-    """Those of the generation config, then the tokenizer's."""
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(dict.fromkeys(int(token) for token in [*ids, of_tokenizer] if token is not None))
-
-
-def _chat_template(template: str | dict[str, str] | None) -> str | None:
-    """The default one where a tokenizer has several."""
-    return template.get("default") if isinstance(template, dict) else template

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from wisp.config import ModelConfig
-from wisp.engines import vocabulary
+from wisp.engines import card, vocabulary
 from wisp.engines.packed import invariance, memory, selfcheck, varlen
 from wisp.engines.packed.batch import RaggedBatch, Segment, pack
 from wisp.engines.packed.kv import KVGeometry, KVPool, KVSequence, LayerGeometry
@@ -105,7 +105,7 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
     device = _device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
-    _check_source(model_id)
+    check_source(model_id)
     try:
         config = AutoConfig.from_pretrained(model_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -126,11 +126,11 @@ def load(model_id: str, options: LoadOptions = DEFAULTS) -> LoadedModel:
         kv_gib=options.kv_gib,
         memory_gib=options.memory_gib,
     )
-    tokenizer_json = _tokenizer_json(tokenizer, model_id)
+    tokenizer_json = card.tokenizer_json(tokenizer, model_id)
     model = _weights(model_id, dtype).to(device)
     size = _vocabulary_size(tokenizer_json, model)
     packed = prepare(model, size, context_length, budget.kv, options)
-    name = options.name or _own_name(model_id)
+    name = options.name or own_name(model_id)
     return LoadedModel(name, packed, tokenizer, tokenizer_json, size, context_length)
 
 
@@ -158,7 +158,7 @@ def prepare(model: Any, vocabulary_size: int, context_length: int, kv_bytes: int
     return PackedModel(model, pool, batch_attention=attention, batch_invariant=options.batch_invariant)
 
 
-def _check_source(model_id: str) -> None:
+def check_source(model_id: str) -> None:
     """Tell a folder that is not there, or holds no model, in clearer words than the hub's client has for it."""
     folder = Path(model_id)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -293,17 +293,10 @@ def without_loading_bars() -> None:
     cast("Any", transformers_logging).disable_progress_bar()
 
 
-def _own_name(model_id: str) -> str:
+def own_name(model_id: str) -> str:
     """A folder's path is the business of its machine alone."""
     folder = Path(model_id)
     return folder.resolve().name if folder.is_dir() else model_id
-
-
-def _tokenizer_json(tokenizer: Any, model_id: str) -> bytes:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ModelError(f"the model {model_id!r} has no fast tokenizer (tokenizer.json), which the wire format needs")
-    return str(backend.to_str()).encode()
 
 
 def _vocabulary_size(tokenizer_json: bytes, model: Any) -> int:
