@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.training.traces import made_up_records
 from wisp.policy.controller import FixedLength
+from wisp.policy.price_aware import PriceAware
+from wisp.training.comparison import CELLS
 from wisp.training.replay import Speeds, ratio_interval, replay
 
 SPEEDS = Speeds("test", draft_s=0.02, rtt_s=0.04, server_s=0.02)
@@ -35,10 +39,25 @@ def test_the_first_drafted_round_by_hand() -> None:
 
 
 def test_the_oracle_wastes_nothing_and_is_fastest() -> None:
-    """It drafts what will be accepted."""
-    oracle = replay(RECORDS, None, SPEEDS)
-    assert oracle.drafting.accepted_share == 1.0
-    assert all(oracle.rate >= replay(RECORDS, FixedLength(k), SPEEDS).rate for k in range(1, 6))
+    """It drafts only what will be accepted, and divides the output as no rule can do better."""
+    for speeds in CELLS:
+        oracle = replay(RECORDS, None, speeds)
+        assert oracle.drafting.accepted_share == 1.0
+        assert oracle.tokens == (24,) * 8
+    for speeds in (SPEEDS, *CELLS):
+        best = replay(RECORDS, None, speeds)
+        for rule in (*map(FixedLength, range(13)), PriceAware(12)):
+            assert best.rate >= replay(RECORDS, rule, speeds).rate
+
+
+def test_the_oracle_by_hand() -> None:
+    """Three tokens accepted at the second position and none elsewhere: one token, a draft of three, one token."""
+    slow = Speeds("slow server", draft_s=0.02, rtt_s=0.04, server_s=0.1)
+    record = RECORDS[0]
+    judged = [replace(chain, num_accepted=3 if index == 1 else 0) for index, chain in enumerate(record.chains[:6])]
+    found = replay([replace(record, chains=tuple(judged))], None, slow)
+    assert found.seconds == (pytest.approx(3 * (0.04 + 0.1) + 3 * 0.02),)
+    assert (found.drafting.num_drafted, found.tokens) == (3, (6,))
 
 
 def test_intervals_hold_the_ratio() -> None:

@@ -12,7 +12,9 @@ from wisp.policy.price_aware import PriceAware
 from wisp.training.replay import Replayed, Speeds, ratio_interval, replay
 
 MAX_TOKENS = 12
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ENTROPY_THRESHOLDS = (-0.4, -0.3, -0.2, -0.1, 0.0, *THRESHOLDS)
+"""Lower ones, since the bound that they are compared with is low."""
 CELLS = (
     Speeds("fast drafts, near server", draft_s=0.005, rtt_s=0.01, server_s=0.06),
     Speeds("fast drafts, far server", draft_s=0.005, rtt_s=0.06, server_s=0.06),
@@ -63,11 +65,11 @@ def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
         "best fixed K": {f"K = {k}": FixedLength(k) for k in range(1, MAX_TOKENS + 1)},
         "plain decoding": {"K = 0": FixedLength(0)},
         "confidence threshold": {str(t): ConfidenceThreshold(t, MAX_TOKENS) for t in THRESHOLDS},
-        "entropy": {str(t): EntropyRule(MAX_TOKENS, t) for t in THRESHOLDS},
+        "entropy": {str(t): EntropyRule(MAX_TOKENS, t) for t in ENTROPY_THRESHOLDS},
         "predicted rejection": predicted,
-        "price-aware, entropy": {"none": PriceAware(MAX_TOKENS)},
-        "price-aware, predictor": {"none": PriceAware(MAX_TOKENS, predictor)},
-        "oracle": {"knows rejections": None},
+        "price-aware, entropy": {"": PriceAware(MAX_TOKENS)},
+        "price-aware, predictor": {"": PriceAware(MAX_TOKENS, predictor)},
+        "oracle": {"": None},
     }
 
 

@@ -14,10 +14,12 @@ import numpy as np
 
 from wisp.formats.trace import Chain, TraceRecord
 from wisp.metrics import DraftingSummary, summarise_drafting
-from wisp.policy.controller import FixedLength, StopRule
+from wisp.policy.controller import StopRule
 from wisp.policy.measurements import Measurements
-from wisp.policy.session import Session, SessionSettings
+from wisp.policy.session import RoundRecord, Session, SessionSettings
 from wisp.types import DecodeRequest, DraftedToken, GenerationRequest, Hints, SamplingParams, StopRules, Verdict
+
+_STREAMED = SessionSettings().decode_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,9 @@ class Replayed:
 
 
 def replay(records: Sequence[TraceRecord], rule: StopRule | None, speeds: Speeds) -> Replayed:
-    """Generate every output again under a rule, one after the other on one device.
-
-    None: the oracle, which drafts what will be accepted.
-    """
+    """Generate every output again under a rule, one after the other on one device; None: the oracle."""
+    if rule is None:
+        return _oracle(records, speeds)
     sessions: list[Session] = []
     for record in records:
         sessions.append(_generate(record, rule, speeds, sessions[-1].measured if sessions else None))
@@ -68,15 +69,48 @@ def ratio_interval(a: Replayed, b: Replayed, seed: int = 0, draws: int = 2000) -
     return float(low), float(high)
 
 
-def _generate(record: TraceRecord, rule: StopRule | None, speeds: Speeds, earlier: Measurements | None) -> Session:
+def _oracle(records: Sequence[TraceRecord], speeds: Speeds) -> Replayed:
+    """Knows what will be accepted, and divides every output into the rounds that take the least time."""
+    seconds, drafted = [], []
+    for record in records:
+        elapsed, rounds = _least_time(record, speeds)
+        seconds.append(elapsed)
+        drafted += rounds
+    return Replayed(tuple(len(record.chains) for record in records), tuple(seconds), summarise_drafting(drafted))
+
+
+def _least_time(record: TraceRecord, speeds: Speeds) -> tuple[float, list[RoundRecord]]:
+    """Seconds, and the rounds with a draft; the first token comes from plain decoding, as everywhere."""
+    length = len(record.chains)
+    left = [0.0] * (length + 1)
+    """Seconds from each position to the end."""
+    best: list[tuple[int, int]] = [(0, 0)] * length
+    """Tokens drafted and committed there."""
+    for position in reversed(range(length)):
+        most = min(record.chains[position].num_accepted, length - position - 1)
+        drafts = [(speeds.draft_s * k + speeds.server_s, k, k + 1) for k in range(1, most + 1)] if position else []
+        streams = [(n * speeds.server_s, 0, n) for n in range(1, min(_STREAMED, length - position) + 1)]
+        found = [
+            (t + speeds.rtt_s + left[position + n], k, n) for t, k, n in drafts + (streams if position else streams[:1])
+        ]
+        left[position], *chosen = min(found)
+        best[position] = (chosen[0], chosen[1])
+    rounds, position = [], 0
+    while position < length:
+        k, n = best[position]
+        if k:
+            rounds.append(RoundRecord(k, k, k, n, k * speeds.draft_s))
+        position += n
+    return left[0], rounds
+
+
+def _generate(record: TraceRecord, rule: StopRule, speeds: Speeds, earlier: Measurements | None) -> Session:
     output = record.tokens[record.num_prompt_tokens :]
     prompt = record.tokens[: record.num_prompt_tokens]
     request = GenerationRequest(prompt, len(prompt), SamplingParams(), StopRules(len(output)))
-    session, now = Session(request, rule or FixedLength(0), SessionSettings(), None, 0.0, earlier), 0.0
+    session, now = Session(request, rule, SessionSettings(), None, 0.0, earlier), 0.0
     while session.num_output_tokens < len(output):
         chain = record.chains[session.num_output_tokens]
-        if rule is None:
-            session.stop_rule = FixedLength(chain.num_accepted)
         session.begin_round(now)
         now = _draft(session, chain, now, speeds)
         now = _answer(session, chain, output[session.num_output_tokens :], now, speeds)
