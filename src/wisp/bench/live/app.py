@@ -90,7 +90,7 @@ def _summary(settings: BenchSettings, cells: Sequence[CellSummary], machine: dic
 def _machine() -> dict[str, Any]:
     return {
         "CPUs": os.cpu_count(),
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "WISP": wisp.__version__,
         "load average at the start": _load_average(),

@@ -66,6 +66,7 @@ def _section(settings: BenchSettings, cell: CellSummary, colours: Mapping[str, s
         f"{legend(colours)}<div class='charts'>{''.join(_charts(cell, colours, settings))}</div>"
         f"{_table(cell, 'Over all sizes tried', CAPACITY_ROWS)}"
         f"{_table(cell, f'With {cell.common_devices} devices', LOAD_ROWS if cell.common_devices else ())}"
+        f"<details><summary>All points</summary>{_all_points(cell)}</details>"
     )
 
 
@@ -100,6 +101,29 @@ def _line(one: SystemSummary, value: Callable[[Measures], float]) -> list[tuple[
     for point in one.points:
         found.setdefault(point.num_devices, []).append(value(point.measures))
     return [(float(size), sum(values) / len(values)) for size, values in sorted(found.items())]
+
+
+def _all_points(cell: CellSummary) -> str:
+    points = [point for one in cell.systems for point in one.points]
+    body = "".join(
+        f"<tr><td>{escape(point.system)}</td><td>{point.num_devices}</td><td>{point.seed}</td>"
+        f"<td>{point.measures.num_sessions}</td><td>{point.measures.attainment:.1%}</td>"
+        f"<td>{escape(_classes(point.measures))}</td><td>{point.measures.goodput:.0f}</td>"
+        f"<td>{point.measures.num_refused}</td><td>{point.measures.utilisation:.0%}</td>"
+        f"<td>{point.measures.server_cpu:.2f}</td><td>{point.measures.driver_cpu:.2f}</td>"
+        f"<td>{point.measures.driver_lag_p95 * 1e3:.1f}</td></tr>"
+        for point in points
+    )
+    names = (
+        *("system", "devices", "seed", "sessions", "attained", "by class", "goodput", "refused", "engine busy"),
+        *("CPUs: server", "CPUs: driver", "driver late, ms"),
+    )
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _classes(measures: Measures) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in measures.attainment_by_class.items())
 
 
 def _table(cell: CellSummary, caption: str, rows: Sequence[Row]) -> str:

@@ -57,7 +57,7 @@ class Engine:
 PRESETS: Mapping[str, Preset] = {
     "base": Preset(SIX_SYSTEMS, Timing(3.0, 8.0, 10.0), 8, None),
     "quick": Preset(QUICK_SYSTEMS, Timing(2.0, 5.0, 6.0), 4, 4.7, output_tokens=24),
-    "cells": Preset(SIX_SYSTEMS, Timing(3.0, 8.0, 10.0), 8, 58.0, output_tokens=32, four_cells=True),
+    "cells": Preset(SIX_SYSTEMS, Timing(3.0, 8.0, 10.0), 4, 58.0, output_tokens=32, num_seeds=2, four_cells=True),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -22,12 +24,12 @@ def label(settings: BenchSettings) -> str:
 
 
 def capacity_text(one: SystemSummary) -> str:
-    """The capacity with what is known of its error."""
-    mean, half = one.capacity.mean, one.capacity.half_width
-    text = f"{mean:.0f}" if half is None else f"{mean:.0f} +- {half:.0f}"
-    if one.at_least:
-        return f"at least {text}"
-    return f"{text} (to {one.resolution:.0f})"
+    """The mean over the seeds, their range, and half the distance of the bounds (the worst seed's)."""
+    found = [capacity.devices for capacity in one.capacities]
+    text = f"{fmean(found):.0f}"
+    if len(found) > 1:
+        text += f" ({min(found):.0f} to {max(found):.0f})"
+    return f"at least {text}" if one.resolution is None else f"{text} +- {one.resolution:.0f}"
 
 
 def _percent(value: Callable[[Measures], float]) -> Callable[[SystemSummary], str]:
@@ -46,11 +48,11 @@ def _interference(one: SystemSummary) -> str:
 
 CAPACITY_ROWS: Sequence[Row] = (
     ("capacity, devices", capacity_text),
-    ("highest goodput, tokens/s", lambda one: f"{one.peak_goodput:.0f}"),
+    ("highest goodput", lambda one: f"{one.peak_goodput:.0f}"),
 )
 LOAD_ROWS: Sequence[Row] = (
     ("attained", _percent(lambda m: m.attainment)),
-    ("goodput, tokens/s", _number(lambda m: m.goodput, 0)),
+    ("goodput", _number(lambda m: m.goodput, 0)),
     ("first token, ms: p50", _number(lambda m: m.first_token_s.p50, 0, 1e3)),
     ("p95", _number(lambda m: m.first_token_s.p95, 0, 1e3)),
     ("p99", _number(lambda m: m.first_token_s.p99, 0, 1e3)),
@@ -72,17 +74,40 @@ LOAD_ROWS: Sequence[Row] = (
 )
 
 
+SHORT_ROWS: Sequence[Row] = (
+    ("devices served", capacity_text),
+    ("best goodput", lambda one: f"{one.peak_goodput:.0f}"),
+)
+SHORT_LOAD_ROWS: Sequence[Row] = (
+    ("attained", _percent(lambda m: m.attainment)),
+    ("first token", _number(lambda m: m.first_token_s.p95, 0, 1e3)),
+    ("token", _number(lambda m: m.token_s.p95, 0, 1e3)),
+    ("waste", _percent(lambda m: m.waste_ratio)),
+    ("engine", _number(lambda m: m.engine_time_per_token, 2, 1e3)),
+)
+
+
 def print_table(settings: BenchSettings, cells: Sequence[CellSummary], console: Console) -> None:
-    """One table per cell."""
+    """One table per cell, a row per system; everything else that was measured is in the other forms of the report."""
     for cell in cells:
-        columns = [one.system for one in cell.systems]
-        table = Table(Column("", no_wrap=True), *columns, title=f"{cell.cell.name}: {label(settings)}")
-        for name, value in CAPACITY_ROWS:
-            table.add_row(name, *(value(one) for one in cell.systems))
-        table.add_section()
-        table.add_row(f"with {cell.common_devices} devices", *("" for _ in cell.systems))
-        for name, value in LOAD_ROWS if cell.common_devices else ():
-            table.add_row(f"  {name}", *(value(one) for one in cell.systems))
+        rows = (*SHORT_ROWS, *SHORT_LOAD_ROWS) if cell.common_devices else SHORT_ROWS
+        table = Table(Column("system", no_wrap=True), box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+        for name, _ in rows:
+            table.add_column(name, justify="right")
+        table.title = f"{cell.cell.name}: {label(settings)}"
+        table.caption = (
+            f"From attained on: with {cell.common_devices} devices; p95 of the first token and of the time per token, and "
+            f"engine time per token, in ms. CPUs busy: {_cpus(cell)}."
+        )
+        for one in cell.systems:
+            table.add_row(one.system, *(value(one) for _, value in rows))
         console.print(table)
         for note in cell.notes:
             console.print(f"[yellow]Note:[/] {note}")
+
+
+def _cpus(cell: CellSummary) -> str:
+    """The most that any point took."""
+    measures = [point.measures for one in cell.systems for point in one.points]
+    server, driver = max(one.server_cpu for one in measures), max(one.driver_cpu for one in measures)
+    return f"server up to {server:.2f}, driver up to {driver:.2f}"
