@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.types import Batch, BatchMember, VerificationRequest
 
-MODEL = BatchTimeModel(1.0, 0.5, 0.25, 0.125, 0.0625, 4.0, ridge_tokens=8.0)
+MODEL = BatchTimeModel(1.0, 0.5, 0.25, 0.125, 0.0625, 4.0, ridge_tokens=8.0, per_batch_of_several_s=3.0)
 MEMBERS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), max_size=8)
 
 
@@ -22,8 +22,9 @@ def test_a_shape_sums_up_its_members() -> None:
 
 
 def test_the_time_is_linear_with_a_hinge() -> None:
-    """T = a + b N + b2 max(0, N - ridge) + c Q + d C + e |B|."""
-    assert MODEL.predict(BatchShape(10, 16.0, 32, 2)) == 1.0 + 5.0 + 0.5 + 2.0 + 2.0 + 8.0
+    """T = a + b N + b2 max(0, N - ridge) + c Q + d C + e |B| + f [N > 1]."""
+    assert MODEL.predict(BatchShape(10, 16.0, 32, 2)) == 1.0 + 5.0 + 0.5 + 2.0 + 2.0 + 8.0 + 3.0
+    assert MODEL.predict(BatchShape(1, 16.0, 32, 1)) == 1.0 + 0.5 + 2.0 + 2.0 + 4.0
 
 
 @given(MEMBERS)
@@ -37,7 +38,8 @@ def test_features_and_coefficients_give_the_prediction(members: list[tuple[int, 
 
 def test_one_more_position_costs_what_its_batch_makes_of_it() -> None:
     """Cheap below the ridge, dearer above it and on long contexts."""
-    below, above = BatchShape(4, 0.0, 0, 0), BatchShape(8, 0.0, 40, 4)
+    single, below, above = BatchShape(1, 0.0, 0, 0), BatchShape(4, 0.0, 0, 0), BatchShape(8, 0.0, 40, 4)
+    assert MODEL.position_time(single) == 0.5 + 3.0
     assert MODEL.position_time(below) == 0.5
     assert MODEL.position_time(above) == 0.5 + 0.25 + 0.125 * 10
 
@@ -49,7 +51,12 @@ def test_a_round_costs_its_request_and_its_cache() -> None:
 
 @pytest.mark.parametrize(
     ("model", "fill"),
-    [(MODEL, 8.0), (BatchTimeModel(6.0, 0.5), 12.0), (BatchTimeModel(1.0, 0.0), 0.0)],
+    [
+        (MODEL, 8.0),
+        (BatchTimeModel(6.0, 0.5), 12.0),
+        (BatchTimeModel(6.0, 0.5, per_batch_of_several_s=1.0), 14.0),
+        (BatchTimeModel(1.0, 0.0), 0.0),
+    ],
 )
 def test_a_batch_is_full_at_the_ridge(model: BatchTimeModel, fill: float) -> None:
     """Without a ridge: where positions cost as much as the weights; without a cost of positions: never mind."""

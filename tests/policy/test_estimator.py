@@ -85,16 +85,19 @@ def test_a_disturbed_machine_does_not_make_everything_hopeless() -> None:
     noise=st.floats(0.0, 0.2),
 )
 def test_it_is_not_biased_high_for_long(seed: int, start: float, step: float, drift: float, noise: float) -> None:
-    """A machine of another speed that changes all at once, drifts and is noisy: 64 batches later the median fits."""
+    """A machine of another speed that changes all at once, drifts and is noisy: 64 batches later the median fits.
+
+    A median of 128 noisy ratios is itself off by a ninth of the noise, one time in three by more.
+    """
     estimator, rng = VerificationTimeEstimator(TRUTH), np.random.default_rng(seed)
     speed, predicted_over_measured = start, []
-    for index, shape in enumerate(shapes(seed, 256)):
-        speed *= (step if index == 128 else 1.0) * (1.0 + drift)
+    for index, shape in enumerate(shapes(seed, 384)):
+        speed *= (step if index == 192 else 1.0) * (1.0 + drift)
         elapsed = TRUTH.predict(shape) * speed * float(rng.lognormal(0.0, noise))
         predicted_over_measured.append(estimator.predict(shape) / elapsed)
         estimator.observe(shape, elapsed)
-    assert float(np.median(predicted_over_measured[64:128])) < 1.06
-    assert float(np.median(predicted_over_measured[192:])) < 1.06
+    assert float(np.median(predicted_over_measured[64:192])) < 1.04 + noise / 3
+    assert float(np.median(predicted_over_measured[256:])) < 1.04 + noise / 3
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, 3.0])

@@ -15,6 +15,7 @@ from wisp.formats.calibration import BatchSample, Calibration, Errors
 
 COEFFICIENTS = {
     "fixed_s": "each batch",
+    "per_batch_of_several_s": "... of more than one position, more by",
     "per_token_s": "each position",
     "per_token_above_ridge_s": "... above the ridge, more by",
     "per_attended_s": "each position and token it attends to",

@@ -124,7 +124,7 @@ def _parse(content: dict[str, Any]) -> Calibration:
         *texts,
         given["emulated"],
         tuple(_sample(sample) for sample in given["samples"]),
-        BatchTimeModel(**_numbers(given["model"], fields(BatchTimeModel))),
+        BatchTimeModel(**_numbers({"per_batch_of_several_s": 0.0, **given["model"]}, fields(BatchTimeModel))),
         _errors(given["held_out"]),
         _errors(given["repeats"]),
         None if given.get("held_out_cpu") is None else _errors(given["held_out_cpu"]),

@@ -1,19 +1,21 @@
 """How long a verification batch takes, from its composition alone (paper: verification time estimator).
 
-    V_hat(B) = a + b*N + b2*max(0, N - ridge) + c*Q + d*C + e*|B|        every coefficient >= 0
+    V_hat(B) = a + b*N + b2*max(0, N - ridge) + c*Q + d*C + e*|B| + f*[N > 1]        every coefficient >= 0
 
     N = sum(new)                          num_new        positions computed
     Q = sum(new * (cached + new/2))       num_attended   pairs of a position and a token it attends to
     C = sum(cached)                       num_cached     cached tokens that are read
     |B|                                   num_requests
 
-Below the ridge a batch is bound by reading the weights and one more position costs b; above it b + b2.
+Below the ridge a batch is bound by reading the weights and one more position costs b; above it b + b2. A single
+position is a product of matrix and vector, which has kernels of its own: two cost more than it by f + b.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import hypot
 
 from wisp.types import Batch
 from wisp.values import value
@@ -77,16 +79,18 @@ class BatchTimeModel:
     """e"""
     ridge_tokens: float = 0.0
     """Positions from which on a batch is bound by computing them; meaningless where b2 is 0."""
+    per_batch_of_several_s: float = 0.0
+    """f: added where there is more than one position."""
 
     @classmethod
     def of(cls, coefficients: Iterable[float], ridge_tokens: float) -> BatchTimeModel:
-        """From a, b, b2, c, d, e."""
-        a, b, b2, c, d, e = (float(value) for value in coefficients)
-        return cls(a, b, b2, c, d, e, ridge_tokens)
+        """From a, b, b2, c, d, e, f."""
+        a, b, b2, c, d, e, f = (float(value) for value in coefficients)
+        return cls(a, b, b2, c, d, e, ridge_tokens, f)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """a, b, b2, c, d, e."""
+        """a, b, b2, c, d, e, f."""
         return (
             self.fixed_s,
             self.per_token_s,
@@ -94,12 +98,14 @@ class BatchTimeModel:
             self.per_attended_s,
             self.per_cached_s,
             self.per_request_s,
+            self.per_batch_of_several_s,
         )
 
     def features(self, shape: BatchShape) -> tuple[float, ...]:
         """What the coefficients are multiplied with."""
-        above = max(0.0, shape.num_new - self.ridge_tokens)
-        return 1.0, shape.num_new, above, shape.num_attended, shape.num_cached, shape.num_requests
+        num_new = shape.num_new
+        above, several = max(0.0, num_new - self.ridge_tokens), 1.0 if num_new > 1 else 0.0
+        return 1.0, num_new, above, shape.num_attended, shape.num_cached, shape.num_requests, several
 
     def predict(self, shape: BatchShape) -> float:
         """Seconds that a batch of this shape takes."""
@@ -110,13 +116,21 @@ class BatchTimeModel:
             + self.per_attended_s * shape.num_attended
             + self.per_cached_s * shape.num_cached
             + self.per_request_s * shape.num_requests
+            + (self.per_batch_of_several_s if shape.num_new > 1 else 0.0)
         )
 
     def position_time(self, shape: BatchShape) -> float:
         """dT/dn: seconds that one more position adds to a batch of this shape."""
         mean_cached = shape.num_cached / shape.num_requests if shape.num_requests else 0.0
         above = self.per_token_above_ridge_s if shape.num_new >= self.ridge_tokens else 0.0
-        return self.per_token_s + above + self.per_attended_s * mean_cached
+        second = self.per_batch_of_several_s if shape.num_new == 1 else 0.0
+        return self.per_token_s + above + second + self.per_attended_s * mean_cached
+
+    def marginal_position_time(self, shape: BatchShape) -> float:
+        """The same with a soft corner at the ridge: as where reading and computing overlap, hypot(ridge, N)."""
+        mean_cached = shape.num_cached / shape.num_requests if shape.num_requests else 0.0
+        share = shape.num_new / max(hypot(self.ridge_tokens, shape.num_new), 1.0)
+        return self.per_token_s + self.per_token_above_ridge_s * share + self.per_attended_s * mean_cached
 
     def round_time(self, num_cached: float) -> float:
         """Seconds that a request on `num_cached` tokens costs before its first position: reading its cache, overhead."""
@@ -124,7 +138,8 @@ class BatchTimeModel:
 
     @property
     def fill_tokens(self) -> float:
-        """Positions at which a batch stops being mostly overhead: the ridge; without one, where a = b*N."""
+        """Positions at which a batch stops being mostly overhead: the ridge; without one, where a + f = b*N."""
         if self.per_token_above_ridge_s > 0.0:
             return self.ridge_tokens
-        return self.fixed_s / self.per_token_s if self.per_token_s > 0.0 else 0.0
+        fixed = self.fixed_s + self.per_batch_of_several_s
+        return fixed / self.per_token_s if self.per_token_s > 0.0 else 0.0
