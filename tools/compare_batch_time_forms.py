@@ -8,19 +8,19 @@ Forms (N new positions, Q attended pairs, C cached tokens, B requests; no coeffi
 
     linear      a + b N + c Q + d C + e B
     hinge       a + b N + b2 max(0, N - ridge) + c Q + d C + e B
-    hypot       a + hypot(w, b N) + c Q + d C + e B          the soft ridge of a roofline
-    roofline    a + hypot(w, b N) + max(d C, c Q) + e B      reading and computing attention overlap
+    several     a + b N + b2 max(0, N - ridge) + c Q + d C + e B + f [N > 1]     what policy/batch_time.py has
+    hypot       a + hypot(w, b N) + c Q + d C + e B + f [N > 1]                  the soft ridge of a roofline
+    roofline    a + hypot(w, b N) + max(d C, c Q) + e B + f [N > 1]              reading and computing attention overlap
     knots       the time of N new positions interpolated between knots at 1, 2, 3, 4, 8, 16, ... + c Q + d C + e B
     ... + steps the form times a correction for N in steps (1, 2, 3, 4-5, 6-8, 9-16, ...), the medians of its residuals
 
 Each is fitted to some of the batches and judged on others: every other one; or the smallest 60 % in positions, in cached
-tokens per request, or in requests, and judged on the rest.
+tokens per request, or in requests, and judged on the rest. Needs scipy, which WISP does not.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
+from wisp.formats.calibration import Calibration
 from wisp.policy.batch_time import BatchShape
 
 Vector = NDArray[np.float64]
@@ -92,10 +93,9 @@ def load(path: Path) -> Batches:
 
 
 def _calibration(path: Path) -> Batches:
-    samples = json.loads(path.read_text())["samples"]
-    measured = "cpu_times" if samples[0].get("cpu_times") else "times"
-    shapes = [BatchShape.of_members(map(tuple, sample["members"])) for sample in samples]
-    return Batches.of(shapes, [float(np.median(sample[measured])) for sample in samples])
+    """Processor times where there are some: others on the machine hardly disturb them."""
+    samples = [one.on_cpu if one.cpu_times else one for one in Calibration.load(path).samples]
+    return Batches.of([one.shape for one in samples], [one.time for one in samples])
 
 
 def _kernels(folder: Path) -> Batches:
@@ -147,11 +147,23 @@ def _linear(train: Batches) -> Predictor:
     return _non_negative(lambda b: [np.ones_like(b.new), b.new, *_rest(b)], train)[1]
 
 
-def _hinge(train: Batches) -> Predictor:
+def _several(batches: Batches) -> Vector:
+    return (batches.new > 1).astype(np.float64)
+
+
+def _hinge(train: Batches, *more: Callable[[Batches], Vector]) -> Predictor:
     def fitted(ridge: float) -> tuple[float, Predictor]:
-        return _non_negative(lambda b: [np.ones_like(b.new), b.new, np.maximum(0.0, b.new - ridge), *_rest(b)], train)
+        def columns(b: Batches) -> list[Vector]:
+            above = np.maximum(0.0, b.new - ridge)
+            return [np.ones_like(b.new), b.new, above, *_rest(b), *(column(b) for column in more)]
+
+        return _non_negative(columns, train)
 
     return min((fitted(ridge) for ridge in RIDGES), key=lambda found: found[0])[1]
+
+
+def _hinge_and_several(train: Batches) -> Predictor:
+    return _hinge(train, _several)
 
 
 def _knots(train: Batches) -> Predictor:
@@ -171,13 +183,19 @@ def _curved(train: Batches, attention: Callable[[Vector, Vector], Vector]) -> Pr
     """Non-linear in its coefficients: relative least squares on their logarithms, from several beginnings."""
     typical = [train.new, train.attended, train.cached, train.requests]
     half = float(np.quantile(train.time, 0.05)) / 2
-    units = np.array([half, half, *(float(np.median(train.time / np.maximum(x, 1.0))) for x in typical)])
+    units = np.array([half, half, half, *(float(np.median(train.time / np.maximum(x, 1.0))) for x in typical)])
 
     def predict(logs: Vector, b: Batches) -> Vector:
-        a, w, per_new, c, d, e = units * np.exp(np.clip(logs, -30.0, 10.0))
-        return a + np.hypot(w, per_new * b.new) + attention(c * b.attended, d * b.cached) + e * b.requests
+        a, w, f, per_new, c, d, e = units * np.exp(np.clip(logs, -30.0, 10.0))
+        return (
+            a
+            + np.hypot(w, per_new * b.new)
+            + attention(c * b.attended, d * b.cached)
+            + e * b.requests
+            + (f * _several(b))
+        )
 
-    starts = [np.array([0.0, 0.0, slope, other, other, other]) for slope in (-1.0, 0.0) for other in (-5.0, -2.0)]
+    starts = [np.array([0.0, 0.0, -2.0, slope, other, other, other]) for slope in (-1.0, 0.0) for other in (-5.0, -2.0)]
     fits = [least_squares(lambda logs: predict(logs, train) / train.time - 1.0, start) for start in starts]
     best = min(fits, key=lambda found: float(found.cost)).x
     return lambda batches: predict(best, batches)
@@ -210,10 +228,11 @@ def _with_steps(form: Callable[[Batches], Predictor]) -> Callable[[Batches], Pre
 FORMS = {
     "linear": _linear,
     "hinge": _hinge,
+    "several": _hinge_and_several,
     "hypot": _hypot,
     "roofline": _roofline,
     "knots": _knots,
-    "hinge + steps": _with_steps(_hinge),
+    "several + steps": _with_steps(_hinge_and_several),
     "hypot + steps": _with_steps(_hypot),
 }
 
