@@ -69,15 +69,19 @@ def trimmed_drafting_time(record: RoundRecord) -> float:
 
 def summarise_drafting(records: Iterable[RoundRecord]) -> DraftingSummary:
     """Add up the rounds of one or many sessions."""
-    rounds = list(records)
+    num_drafted = num_verified = num_accepted = num_committed = 0
+    draft_time = wasted_time = trimmed_time = 0.0
+    for record in records:
+        num_committed += record.num_committed
+        if record.num_drafted:
+            num_drafted += record.num_drafted
+            num_verified += record.num_verified
+            num_accepted += record.num_accepted
+            draft_time += record.draft_time
+            wasted_time += wasted_drafting_time(record)
+            trimmed_time += trimmed_drafting_time(record)
     return DraftingSummary(
-        num_drafted=sum(record.num_drafted for record in rounds),
-        num_verified=sum(record.num_verified for record in rounds),
-        num_accepted=sum(record.num_accepted for record in rounds),
-        num_committed=sum(record.num_committed for record in rounds),
-        draft_time=sum(record.draft_time for record in rounds if record.num_drafted),
-        wasted_time=sum(wasted_drafting_time(record) for record in rounds),
-        trimmed_time=sum(trimmed_drafting_time(record) for record in rounds),
+        num_drafted, num_verified, num_accepted, num_committed, draft_time, wasted_time, trimmed_time
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from math import inf
 
@@ -17,7 +18,7 @@ from wisp.sim.network import Churn
 from wisp.sim.report import Report
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.simulator import Simulation, simulate
-from wisp.sim.workload import Lengths, Spread, TracedSession, Workload
+from wisp.sim.workload import Arrivals, Lengths, Spread, TracedSession, Workload
 from wisp.types import SLO
 
 FLEET = Fleet(Spread(50.0, 50.0), rtt=Spread(0.02, 0.02), jitter=0.0)
@@ -164,6 +165,29 @@ def test_the_same_seed_brings_the_same_losses_and_returns() -> None:
     first, again, other = (_run(scenario, "wisp-plus", seed).as_dict() for seed in (1, 1, 2))
     assert first == again != other
     assert first["num_resumed"] > 0
+
+
+def test_a_run_leaves_no_reference_cycles() -> None:
+    """The collector rests while it lasts: sessions that ended, were lost, refused or given up are freed without it."""
+    simulation = Simulation(
+        replace(
+            BASE,
+            num_verifiers=2,
+            fleet=Fleet(churn=Churn(0.5, 1.0, 0.3)),
+            workload=Workload(Lengths(40.0, 0.5), Lengths(40.0, 0.5), (SLOW,), arrivals=Arrivals(4.0)),
+            limits=SchedulerLimits(max_sessions=6),
+            losses=(VerifierLoss(1, 5.0, 12.0),),
+        ),
+        SYSTEMS["wisp-plus"],
+        seed=0,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        report = simulation.run()
+        assert gc.collect() < 50 < report.num_sessions
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,10 @@ class Connection:
 
     def _refused(self, retry_after: float) -> None:
         if not self.broken:
+            self._served = None
             self.receiver.on_refused(retry_after)
 
     def _lost(self, _: None) -> None:
         if not self.broken:
-            self.broken = True
+            self.broken, self._served = True, None
             self.receiver.on_lost()

@@ -101,7 +101,7 @@ class Device:
         self._connect()
 
     def _end(self, ending: Ending) -> None:
-        session, self.session = self.session, None
+        session, self.session, self._connection = self.session, None, None
         assert session is not None, "only sessions end"
         self.ended(self, session, ending)
 

@@ -6,7 +6,9 @@ same seed brings the same devices, prompts, answers and pauses, and runs of diff
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,7 +85,8 @@ class Simulation:
         if progress is not None:
             for step in range(NUM_PROGRESS_CALLS + 1):
                 events.at(scenario.end * step / NUM_PROGRESS_CALLS, progress, step / NUM_PROGRESS_CALLS)
-        events.run(self.cluster.settle, scenario.end + scenario.drain)
+        with _uncollected():
+            events.run(self.cluster.settle, scenario.end + scenario.drain)
         for device in self._running.values():
             if device.session is not None:
                 self.observer.on_session(device.session, finished=False)
@@ -165,6 +168,18 @@ class Simulation:
         self._num_arrived += 1
         self._begin(device, traced)
         self._await_arrival()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of reference cycles: a run leaves none, and it would look at every session again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
