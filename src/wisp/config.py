@@ -36,8 +36,18 @@ class ModelConfig:
     max_context: int | None = None
     """Tokens; None: the model's own."""
     batch_invariant: bool = False
+    engine: str = "transformers"
+    """Of a target: one of ENGINES."""
+    tensor_parallel: int = 1
+    """GPUs that vLLM splits a target over."""
+    quantization: str | None = None
+    """vLLM's name of a method; None: what the checkpoint says."""
 
     def __post_init__(self) -> None:
+        _require(self.engine in ENGINES, f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        _require(self.tensor_parallel >= 1, f"tensor_parallel must be at least 1, not {self.tensor_parallel}")
+        plain = self.tensor_parallel == 1 and self.quantization is None
+        _require(plain or self.engine == "vllm", "--tensor-parallel and --quantization are for --engine vllm")
         _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
         for field_name in ("memory_gib", "kv_gib", "max_context"):
             value = getattr(self, field_name)
@@ -50,6 +60,7 @@ SYSTEMS = (
     *("wisp", "wisp-no-predictor", "wisp-no-estimator", "wisp-no-scheduler", "wisp-plus"),
 )
 """The rows of policy/systems.py."""
+ENGINES = ("transformers", "vllm")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
 """The rows of policy/stop_rules.py."""

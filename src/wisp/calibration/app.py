@@ -60,10 +60,9 @@ def calibrate(
 
 def run_calibrate(config: CalibrateConfig) -> int:
     """Measure a model, write the file, show what came out; returns the exit status. Raises UserError."""
-    from wisp.engines.packed.loading import LoadOptions
-    from wisp.engines.target import TransformersTarget
+    from wisp.engines.loading import load_target
 
-    engine = TransformersTarget.load(config.target.model, LoadOptions.of(config.target))
+    engine = load_target(config.target)
     try:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("batches", total=1.0)

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from wisp.cli.options import Device, Dtype, Json, KvGib, MaxContext, MemoryGib, Threads
+from wisp.cli.options import (
+    Device,
+    Dtype,
+    Engine,
+    Json,
+    KvGib,
+    MaxContext,
+    MemoryGib,
+    Quantization,
+    TensorParallel,
+    Threads,
+)
 from wisp.config import ModelConfig
 
 
@@ -19,6 +30,9 @@ def calibrate(
     repeats: Annotated[int, typer.Option(min=2, help="Times that each is measured.")] = 5,
     plot: Annotated[Path | None, typer.Option(help="Predicted against measured times as an SVG file.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name; give what `wisp serve` is given.")] = None,
+    engine: Engine = "transformers",
+    tensor_parallel: TensorParallel = 1,
+    quantization: Quantization = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = 1,
@@ -32,7 +46,19 @@ def calibrate(
     from wisp.calibration.sweep import SweepSettings
 
     config = CalibrateConfig(
-        target=ModelConfig(model, name, dtype, device, threads, memory_gib, kv_gib, max_context),
+        target=ModelConfig(
+            model,
+            name,
+            dtype,
+            device,
+            threads,
+            memory_gib,
+            kv_gib,
+            max_context,
+            engine=engine,
+            tensor_parallel=tensor_parallel,
+            quantization=quantization,
+        ),
         out=out,
         sweep=SweepSettings(time_budget=seconds, num_shapes=shapes, repeats=repeats),
         plot=plot,

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from wisp.cli.options import Device, Dtype, Json, KvGib, MaxContext, MemoryGib, Threads
+from wisp.cli.options import (
+    Device,
+    Dtype,
+    Engine,
+    Json,
+    KvGib,
+    MaxContext,
+    MemoryGib,
+    Quantization,
+    TensorParallel,
+    Threads,
+)
 from wisp.config import (
     DEFAULT_PORT,
     SYSTEMS,
@@ -29,6 +40,9 @@ def serve(
         str, typer.Option(help="Address to listen on; off loopback, TLS and tokens are set up.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = DEFAULT_PORT,
+    engine: Engine = "transformers",
+    tensor_parallel: TensorParallel = 1,
+    quantization: Quantization = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = 1,
@@ -113,7 +127,20 @@ def serve(
     if state_dir is not None:
         security = replace(security, state_dir=state_dir)
     config = ServerConfig(
-        target=ModelConfig(model, name, dtype, device, threads, memory_gib, kv_gib, max_context, batch_invariant),
+        target=ModelConfig(
+            model,
+            name,
+            dtype,
+            device,
+            threads,
+            memory_gib,
+            kv_gib,
+            max_context,
+            batch_invariant,
+            engine,
+            tensor_parallel,
+            quantization,
+        ),
         host=host,
         port=port,
         security=security,

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,21 +60,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def build_engine(config: ServerConfig) -> TargetEngine:
-    """Load the target model, or emulate it. Raises ModelError and FormatError."""
+    """Load the target model, or emulate it. Raises ModelError, ConfigError and FormatError."""
     if config.replay is not None:
         return emulated_target(config)
-    from wisp.engines.packed.loading import LoadOptions
-    from wisp.engines.target import TransformersTarget
+    from wisp.engines.loading import StepLimits, load_target
 
-    options = LoadOptions.of(config.target)
-    options = replace(options, max_sequences=max(options.max_sequences, config.max_sessions))
+    limits = StepLimits(
+        config.max_sessions, config.max_batch_requests, config.max_batch_tokens, config.max_draft_tokens
+    )
     if config.draft is None:
-        return TransformersTarget.load(config.target.model, options)
+        return load_target(config.target, limits)
     from wisp.engines.co_located import CoLocatedTarget
     from wisp.engines.drafter import TransformersDrafter
+    from wisp.engines.packed.loading import LoadOptions
 
     drafter = TransformersDrafter.load(config.draft.model, LoadOptions.of(config.draft))
-    return CoLocatedTarget(TransformersTarget.load(config.target.model, options), drafter)
+    return CoLocatedTarget(load_target(config.target, limits), drafter)
 
 
 def max_history(engine: TargetEngine) -> int:

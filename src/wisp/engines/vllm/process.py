@@ -51,7 +51,7 @@ class EngineProcess:
         self._settings = settings
         self._vocabulary_size = vocabulary_size
         self.epoch = 0
-        """Counts the processes there were: sessions of an older one are not known to this one."""
+        """Counts the processes that died: what an earlier one had cached is gone."""
         self._start()
 
     @property
@@ -104,7 +104,6 @@ class EngineProcess:
         )
         theirs.close()
         self._connection = Connection(ours.detach())
-        self.epoch += 1
         try:
             self.facts: EngineFacts = self._exchange((self._settings, self._vocabulary_size))
         except WispError:
@@ -121,6 +120,7 @@ class EngineProcess:
             failed, answer = self._connection.recv()
         except (EOFError, OSError) as error:
             self._connection.close()
+            self.epoch += 1
             status = self._process.wait()
             raise EngineDied(
                 f"the vLLM process ended with status {status}: sessions are opened again from their histories"
