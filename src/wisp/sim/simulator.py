@@ -75,6 +75,10 @@ class Simulation:
 
     def run(self, progress: Progress | None = None) -> Report:
         """Run until every judged session has ended, or the drain is over."""
+        with _uncollected():
+            return self._run(progress)
+
+    def _run(self, progress: Progress | None) -> Report:
         scenario, events = self.scenario, self.events
         if scenario.workload.arrivals is None and not scenario.workload.trace:
             for index in range(scenario.num_devices):
@@ -85,8 +89,7 @@ class Simulation:
         if progress is not None:
             for step in range(NUM_PROGRESS_CALLS + 1):
                 events.at(scenario.end * step / NUM_PROGRESS_CALLS, progress, step / NUM_PROGRESS_CALLS)
-        with _uncollected():
-            events.run(self.cluster.settle, scenario.end + scenario.drain)
+        events.run(self.cluster.settle, scenario.end + scenario.drain)
         for device in self._running.values():
             if device.session is not None:
                 self.observer.on_session(device.session, finished=False)
