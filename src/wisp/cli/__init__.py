@@ -14,6 +14,7 @@ from wisp.cli.demo import demo
 from wisp.cli.edge import edge
 from wisp.cli.serve import serve
 from wisp.cli.simulate import simulate
+from wisp.cli.study import study
 from wisp.cli.trace import trace
 from wisp.cli.train import train
 from wisp.errors import UserError, WispError
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (serve, edge, demo, calibrate, trace, train, simulate, bench):
+for _command in (serve, edge, demo, calibrate, trace, train, simulate, study, bench):
     app.command()(_command)
 
 

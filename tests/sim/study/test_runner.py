@@ -15,7 +15,7 @@ from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import capacity
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.study import runner
-from wisp.sim.study.model import AT_CAPACITY, Cell, Measure, Point, Study, Unit
+from wisp.sim.study.model import AT_CAPACITY, Cell, Measure, Point, Study
 from wisp.sim.study.runner import run_study
 from wisp.sim.study.store import PointStore
 from wisp.sim.workload import Lengths, Workload
@@ -42,11 +42,11 @@ def scenario(max_batch: int = 2) -> Scenario:
     )
 
 
-def study(loads: tuple[float, ...] = (), seeds: tuple[int, ...] = (0, 1)) -> Study:
+def study(of_capacity: tuple[float, ...] = (), seeds: tuple[int, ...] = (0, 1)) -> Study:
     """Two cells, the second of which starts from the first, and two systems."""
     cells = (Cell("small", scenario()), Cell("large", scenario(4), like="small"))
     systems = {name: SYSTEMS[name] for name in ("centralized", "fixed")}
-    return Study("tiny", "two cells", cells, systems, seeds, Measure(loads=loads))
+    return Study("tiny", "two cells", cells, systems, seeds, Measure(of_capacity=of_capacity))
 
 
 @pytest.fixture
@@ -87,18 +87,25 @@ def test_searches_start_from_the_neighbouring_cell_and_the_first_seed(
 
 def test_loads_may_be_multiples_of_the_capacity() -> None:
     """Of the system's own."""
-    point = run_study(study(loads=(1.5,), seeds=(0,)), None)["small", "centralized", 0]
+    point = run_study(study(of_capacity=(1.5,), seeds=(0,)), None)["small", "centralized", 0]
     assert point.capacity is not None
-    assert point.runs["1.5"]["num_devices"] == round(1.5 * point.capacity)
+    assert point.runs["1.5x capacity"]["num_devices"] == round(1.5 * point.capacity)
 
 
-def test_loads_may_be_numbers_of_devices() -> None:
-    """Then nothing is searched for."""
-    fixed = replace(study(), measure=Measure(Unit.DEVICES, (3.0, 9.0)))
+def test_loads_may_be_multiples_of_the_fleet() -> None:
+    """Then nothing need be searched for."""
+    fixed = replace(study(), measure=Measure(searches=False, of_fleet=(1.0, 3.0)))
     point = run_study(fixed, None)["small", "centralized", 0]
     assert point.capacity is None
-    assert {load: run["num_devices"] for load, run in point.runs.items()} == {"3": 3, "9": 9}
-    assert point.runs["9"]["attainment"] < point.runs["3"]["attainment"] == 1.0
+    assert {load: run["num_devices"] for load, run in point.runs.items()} == {"1x fleet": 4, "3x fleet": 12}
+    assert point.runs["3x fleet"]["attainment"] < point.runs["1x fleet"]["attainment"] == 1.0
+
+
+def test_loads_that_nobody_could_run_are_refused() -> None:
+    """Multiples of a capacity that is not searched for, and nothing at all."""
+    for loads in ((), (1.5,)):
+        with pytest.raises(ConfigError, match="needs loads"):
+            Measure(searches=False, of_capacity=loads)
 
 
 def test_a_system_that_serves_nobody_has_a_capacity_of_zero() -> None:

@@ -4,43 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from wisp.errors import ConfigError
 from wisp.policy.systems import System
 from wisp.sim.report import Report
 from wisp.sim.scenario import Scenario
 
-AT_CAPACITY = "capacity"
+AT_CAPACITY = "1x capacity"
 """The run of a point whose load is the capacity itself."""
 
 
-class Unit(Enum):
-    """What the loads of a study are counted in."""
+def of_capacity(load: float) -> str:
+    """The run at a multiple of the system's capacity."""
+    return f"{load:g}x capacity"
 
-    DEVICES = "devices"
-    CAPACITIES = "times the capacity"
-    """Of the system itself, searched for first."""
+
+def of_fleet(load: float) -> str:
+    """The run at a multiple of the cell's fleet."""
+    return f"{load:g}x fleet"
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
     """What is measured of every cell, system and seed."""
 
-    unit: Unit = Unit.CAPACITIES
-    loads: tuple[float, ...] = ()
-    """Runs beside the one at capacity; without a search, all there is."""
+    searches: bool = True
+    """Whether the capacity is searched for."""
+    of_capacity: tuple[float, ...] = ()
+    """Runs at these multiples of the system's own capacity."""
+    of_fleet: tuple[float, ...] = ()
+    """Runs at these multiples of the cell's fleet."""
     level: float = 0.95
     """Share of attained sessions at which a fleet counts as served."""
 
     def __post_init__(self) -> None:
-        if self.unit is Unit.DEVICES and not self.loads:
-            raise ConfigError("a study without a search for the capacity needs loads")
-
-    @property
-    def searches(self) -> bool:
-        """Whether capacities are searched for."""
-        return self.unit is Unit.CAPACITIES
+        if not self.searches and (self.of_capacity or not self.of_fleet):
+            raise ConfigError("a study without a search for the capacity needs loads that do not depend on it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from wisp.errors import ConfigError
 from wisp.sim.capacity import search
 from wisp.sim.simulator import simulate
 from wisp.sim.study.fingerprint import fingerprint
-from wisp.sim.study.model import AT_CAPACITY, Figures, Point, PointId, Study, Task, figures
+from wisp.sim.study.model import AT_CAPACITY, Figures, Point, PointId, Study, Task, figures, of_capacity, of_fleet
 from wisp.sim.study.store import PointStore
 
 Points = dict[PointId, Point]
@@ -45,20 +45,22 @@ def run_study(
 
 def measure(task: Task, start: int) -> Point:
     """Run one point's simulations; a search starts from so many devices."""
-    scenario, runs = task.cell.scenario, {}
-    capacity = None
-    if task.measure.searches:
-        served = search(scenario, task.system, task.seed, task.measure.level, start)
+    scenario, wanted = task.cell.scenario, task.measure
+    capacity, runs = None, dict[str, Figures]()
+    if wanted.searches:
+        served = search(scenario, task.system, task.seed, wanted.level, start)
         capacity = served.num_devices
         if served.report is not None:
             runs[AT_CAPACITY] = figures(served.report, capacity)
-    for load in task.measure.loads:
-        num_devices = max(round(load if capacity is None else load * capacity), 1)
-        runs[f"{load:g}"] = _run_load(task, num_devices)
+        for load in wanted.of_capacity:
+            runs[of_capacity(load)] = _run_load(task, load * capacity)
+    for load in wanted.of_fleet:
+        runs[of_fleet(load)] = _run_load(task, load * scenario.num_devices)
     return Point(task.cell.name, task.system_name, task.seed, capacity, runs)
 
 
-def _run_load(task: Task, num_devices: int) -> Figures:
+def _run_load(task: Task, load: float) -> Figures:
+    num_devices = max(round(load), 1)
     return figures(simulate(replace(task.cell.scenario, num_devices=num_devices), task.system, task.seed), num_devices)
 
 
