@@ -189,6 +189,16 @@ def test_processor_times_judge_the_formula_on_a_busy_machine() -> None:
     assert 2.0 < (wall_over_cpu(found) or 0.0) < 3.0
 
 
+def test_the_fit_is_to_processor_times_at_the_level_of_wall_times() -> None:
+    """Other work that hits some shapes and not others does not say what a batch's time depends on."""
+    rng = np.random.default_rng(0)
+    quiet = [replace(one, times=one.times[:1]) for one in Clocked(noise=0.0).samples()]
+    busy = [replace(one, times=(one.time * float(rng.uniform(1.0, 3.0)),), cpu_times=one.times) for one in quiet]
+    ratios = [fit_all(busy).predict(one.shape) / fit_all(quiet).predict(one.shape) for one in quiet]
+    assert max(ratios) == pytest.approx(min(ratios))
+    assert 1.8 < ratios[0] < 2.2
+
+
 def test_a_gpu_or_an_emulation_has_no_processor_times() -> None:
     """The thread that waits for them computes nothing."""
     target = FakeTarget(card=replace(fake_card(), device="cpu", emulated=False))

@@ -2,8 +2,11 @@
 
 Each equation is divided by its measured time, so that relative errors are minimised: min |diag(1/t) (X w - t)|, w >= 0.
 t is the least of a shape's repeated times: other work on the machine only ever adds to it, and on a busy machine the
-median follows that work more than the batch. Errors are stated against the medians all the same.
-The ridge is the one of a list of candidates that fits best; a hinge that gains nothing is left out.
+median follows that work more than the batch. Where a processor computes, t is its time, which others disturb least, and
+all coefficients are then multiplied by one factor, so that the predictions fit the wall times that a scheduler needs.
+Errors are stated against the medians of wall times all the same.
+The ridge is the one of a list of candidates that fits best; the hinge is left out unless it is worth its two parameters
+by Schwarz's criterion, n log(squared residual) + log(n) for each parameter: batches are filled up to the ridge.
 """
 
 from __future__ import annotations
@@ -21,8 +24,6 @@ from wisp.policy.batch_time import BatchTimeModel
 Vector = NDArray[np.float64]
 
 RIDGES = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
-HINGE_GAIN = 0.02
-"""By which share a hinge has to lower the residual to be kept."""
 MIN_SHAPES = 16
 
 
@@ -40,14 +41,14 @@ def held_out_half(samples: Sequence[BatchSample]) -> Sequence[BatchSample]:
 
 
 def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
-    """The model that fits `samples` best, and is not biased high on them."""
+    """The model that fits `samples` best; its median prediction is at the least wall time."""
     plain_residual, best = _fit_hinge(samples, None)
-    least = plain_residual * (1.0 - HINGE_GAIN)
+    least = plain_residual / len(samples) ** (1.0 / len(samples))
     for ridge in RIDGES[1:]:
         residual, model = _fit_hinge(samples, ridge)
         if residual < least and model.per_token_above_ridge_s > 0.0:
             least, best = residual, model
-    factor = min(1.0, float(np.median([sample.least_time / best.predict(sample.shape) for sample in samples])))
+    factor = float(np.median([sample.least_time / best.predict(sample.shape) for sample in samples]))
     return BatchTimeModel.of([value * factor for value in best.coefficients], best.ridge_tokens)
 
 
@@ -69,7 +70,7 @@ def _errors(ratios: Vector) -> Errors:
 
 def _fit_hinge(samples: Sequence[BatchSample], ridge: float | None) -> tuple[float, BatchTimeModel]:
     """The residual and the model, with a hinge at `ridge` or without one."""
-    times = np.array([sample.least_time for sample in samples])
+    times = np.array([min(sample.cpu_times or sample.times) for sample in samples])
     form = BatchTimeModel(ridge_tokens=ridge or 0.0)
     rows = np.array([form.features(sample.shape) for sample in samples], dtype=np.float64)
     if ridge is None:
