@@ -34,7 +34,14 @@ def changed(path: Path, change: dict[str, Any]) -> None:
     ("change", "complaint"),
     [
         ({"format": "other"}, "is not a wisp-predictor"),
-        ({"version": 1}, "is not a wisp-predictor"),
+        ({"version": 1}, r"of version 1, this WISP reads version 2.*anew with `wisp train`"),
+        ({"threshold": float("nan")}, "not finite"),
+        ({"slope": float("inf")}, "not finite"),
+        ({"report": 3}, "not a usable predictor"),
+        ({"conditions": None}, "not a usable predictor"),
+        ({"features": 3}, "not a usable predictor"),
+        ({"layers": [[1.0]]}, "not a usable predictor"),
+        ({"mean": [[0.0], [1.0, 2.0]]}, "not a usable predictor"),
         ({"features": ["margin", "shoe_size"]}, "shoe_size"),
         ({"mean": [0.0]}, "2 values"),
         ({"scale": [1.0, 0.0]}, "2 values"),
@@ -56,6 +63,12 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """Neither a missing file nor garbage is a traceback."""
     with pytest.raises(FormatError, match="cannot read"):
         TrainedPredictor.load(tmp_path / "missing.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(FormatError, match="is not a wisp-predictor: make one"):
+        TrainedPredictor.load(tmp_path / "list.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match="cannot read"):
+        TrainedPredictor.load(tmp_path / "binary.json")
     (tmp_path / "garbage.json").write_text("{")
     with pytest.raises(FormatError, match="cannot read"):
         TrainedPredictor.load(tmp_path / "garbage.json")

@@ -89,11 +89,23 @@ def test_conditions_in_words() -> None:
     ("line", "change", "complaint"),
     [
         (0, {"format": "other"}, "is not a wisp-trace"),
-        (0, {"version": 9}, "is not a wisp-trace"),
+        (0, {"version": 9}, r"of version 9, this WISP reads version 1.*anew with `wisp trace`"),
         (0, {"statistics": []}, "other statistics"),
         (0, {"pair": 3}, "is not a trace"),
         (1, {"chains": [{"tokens": [1], "stats": [], "accepted": 0, "judged": 0}]}, "line 2"),
         (1, {"tokens": None}, "line 2"),
+        (1, {"tokens": [1, 2]}, "line 2.*one chain per token"),
+        (1, {"tokens": ["a"]}, "line 2.*'a' should be a number"),
+        (1, {"num_prompt_tokens": 1.5}, "line 2.*without a fraction"),
+        (1, {"prompt": True}, "line 2.*True should be"),
+        (1, {"draft_token_s": "fast"}, "line 2.*'fast' should be a number"),
+        (
+            1,
+            {"chains": [{"tokens": [1], "stats": [["x", 0, 0, 0, 0, None]], "accepted": 0, "judged": 0}]},
+            "'x' should",
+        ),
+        (1, {"chains": [{"tokens": [1], "stats": [[0, 0, 0, 0, 0]], "accepted": 0, "judged": 0}]}, "line 2"),
+        (1, {"chains": [{"tokens": [1], "stats": [[0, 0, 0, 0, 0, None]], "accepted": -1, "judged": 0}]}, "-1 should"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, line: int, change: dict[str, object], complaint: str) -> None:
@@ -107,6 +119,21 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, line: int, change: dict[str
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(FormatError, match=complaint):
         read_trace(path)
+
+
+def test_damage_before_the_end_is_no_torn_end(tmp_path: Path) -> None:
+    """A file that is damaged is not gone on with: the records behind the damage would be lost."""
+    path = tmp_path / "t.jsonl.gz"
+    writer = TraceWriter(path, header())
+    for record in made_up_records(2):
+        writer.append(record)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="cannot read the trace"):
+        read_trace(path)
+    with pytest.raises(FormatError, match="cannot read the trace"):
+        TraceWriter(path, header())
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,19 @@ class TrainedPredictor:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FormatError(f"cannot read the predictor {path}: {error}") from error
-        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-            raise FormatError(f"{path} is not a {FORMAT} of version {VERSION}")
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise FormatError(f"{path} is not a {FORMAT}: make one with `wisp train`")
+        if content.get("version") != VERSION:
+            raise FormatError(
+                f"{path} is a {FORMAT} of version {content.get('version')!r}, this WISP reads version {VERSION}: make it "
+                "anew with `wisp train`"
+            )
         try:
             return cls(
                 pair=PairIdentity(**content["pair"]),
                 conditions=tuple(map(str, content["conditions"])),
                 predictor=_network(content),
-                threshold=float(content["threshold"]),
+                threshold=_finite(content["threshold"]),
                 report=dict(content["report"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -78,7 +84,7 @@ def _network(content: dict[str, Any]) -> MlpPredictor:
         raise ValueError(f"unknown features {', '.join(unknown)}")
     layers = tuple((_array(layer["weights"]), _array(layer["bias"])) for layer in content["layers"])
     _check_shapes(len(features), _array(content["mean"]), _array(content["scale"]), layers)
-    calibration = (float(content[name]) for name in ("slope", "offset", "persistence"))
+    calibration = (_finite(content[name]) for name in ("slope", "offset", "persistence"))
     return MlpPredictor(features, _array(content["mean"]), _array(content["scale"]), layers, *calibration)
 
 
@@ -93,6 +99,12 @@ def _check_shapes(
         width = weights.shape[1]
     if not layers or width != 1:
         raise ValueError("the last layer should have one output")
+
+
+def _finite(value: Any) -> float:
+    if not isfinite(value):
+        raise ValueError("a figure is not finite")
+    return float(value)
 
 
 def _array(values: Any) -> FloatArray:

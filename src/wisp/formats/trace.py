@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,9 +187,11 @@ def _lines(path: Path, *, complete: bool) -> list[str]:
         with _open(path, "rt") as file:
             for line in file:
                 lines.append(line)  # noqa: PERF402 - what was read before an error counts
-    except (OSError, EOFError, ValueError) as error:
+    except EOFError as error:
         if complete or not lines:
             raise FormatError(f"cannot read the trace {path}: {error}") from error
+    except (OSError, ValueError, zlib.error) as error:
+        raise FormatError(f"cannot read the trace {path}: {error}") from error
     return lines
 
 
@@ -215,22 +219,58 @@ def _rounded(value: float | None) -> float | None:
 
 def _record_of_json(content: dict[str, Any]) -> TraceRecord:
     given = {name: content[name] for name in TraceRecord.__slots__}
-    given["tokens"] = tuple(map(int, content["tokens"]))
+    for name in ("prompt", "num_prompt_tokens"):
+        given[name] = _whole(content[name])
+    for name in ("target_token_s", "draft_token_s"):
+        given[name] = _finite(content[name])
+    given["name"] = str(content["name"])
+    given["tokens"] = tuple(map(_whole, content["tokens"]))
     given["chains"] = tuple(map(_chain_of_json, content["chains"]))
-    return TraceRecord(**given)
+    record = TraceRecord(**given)
+    num_output_tokens = len(record.tokens) - record.num_prompt_tokens
+    if num_output_tokens < 0 or len(record.chains) not in (0, num_output_tokens):
+        raise ValueError("there should be one chain per token of the output, or none at all")
+    return record
 
 
 def _chain_of_json(content: dict[str, Any]) -> Chain:
-    stats = tuple(DraftStats(*row) for row in content["stats"])
-    chain = Chain(tuple(content["tokens"]), stats, content["accepted"], content["judged"])
+    stats = tuple(_stats_of_json(row) for row in content["stats"])
+    tokens, accepted, judged = tuple(map(_whole, content["tokens"])), content["accepted"], content["judged"]
+    chain = Chain(tokens, stats, _whole(accepted), _whole(judged))
     if not (0 <= chain.num_accepted <= chain.num_judged <= len(chain.tokens) == len(stats)):
         raise ValueError("accepted <= judged <= tokens = stats does not hold")
     return chain
 
 
+def _stats_of_json(values: Sequence[Any]) -> DraftStats:
+    *others, perturbed_margin = values
+    if len(values) != len(STATISTICS):
+        raise ValueError(f"a token should have {len(STATISTICS)} statistics")
+    confidence, entropy, margin, logit_std, token_probability = map(_finite, others)
+    lead = None if perturbed_margin is None else _finite(perturbed_margin)
+    return DraftStats(confidence, entropy, margin, logit_std, token_probability, lead)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{value!r} should be a number")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} should be a number of 0 or more, without a fraction")
+    return value
+
+
 def _header_of_json(content: dict[str, Any], path: Path) -> TraceHeader:
-    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise FormatError(f"{path} is not a {FORMAT} of version {VERSION}")
+    if content.get("format") != FORMAT:
+        raise FormatError(f"{path} is not a {FORMAT}: make one with `wisp trace`")
+    if content.get("version") != VERSION:
+        raise FormatError(
+            f"{path} is a {FORMAT} of version {content.get('version')!r}, this WISP reads version {VERSION}: record it anew "
+            "with `wisp trace`"
+        )
     if tuple(content["statistics"]) != STATISTICS:
         raise FormatError(f"{path} lists other statistics than {', '.join(STATISTICS)}")
     given = {name: content[name] for name in TraceHeader.__slots__}
