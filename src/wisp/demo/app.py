@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from wisp.config import DEFAULT_EDGE_PORT
+from wisp.config import DEFAULT_EDGE_PORT, STOP_RULES
 from wisp.demo.fleet import Completion, FleetDevice, Job, fleet
 from wisp.demo.pair import DRAFT, TARGET, heldout_prompts
 from wisp.demo.processes import command
 from wisp.demo.proof import own_greedy_decoding
 from wisp.demo.view import render_panes
 from wisp.engines.packed.loading import without_loading_bars
+from wisp.errors import ConfigError
 from wisp.metrics import DraftingSummary, summarise_drafting
 from wisp.types import SamplingParams, TokenId
 
@@ -37,8 +38,16 @@ class DemoConfig:
 
     max_tokens: int = 64
     num_draft_tokens: int = 4
+    stop_rule: str = "fixed"
+    """One of STOP_RULES; num_draft_tokens is then the longest draft."""
     serve: bool = False
     json_output: bool = False
+    engine: str = "transformers"
+    """Of the target."""
+
+    def __post_init__(self) -> None:
+        if self.stop_rule not in STOP_RULES:
+            raise ConfigError(f"stop_rule must be one of {', '.join(STOP_RULES)}, not {self.stop_rule!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,9 @@ def run_demo(config: DemoConfig) -> int:
 
 async def _demo(config: DemoConfig, console: Console) -> int:
     console.print("Starting the server ...")
-    async with command(["serve", str(TARGET), "--name", "wisp-demo", "--port", "0"]) as ready:
+    async with command(
+        ["serve", str(TARGET), "--name", "wisp-demo", "--port", "0", "--engine", config.engine]
+    ) as ready:
         compared = await _compare(config, console, ready["address"])
         identical = all(each.num_identical == len(each.completions) for each in compared)
         console.print(_table(compared))
@@ -91,7 +102,7 @@ async def _demo(config: DemoConfig, console: Console) -> int:
 
 async def _compare(config: DemoConfig, console: Console, address: str) -> list[Compared]:
     """Greedy decoding, then seeded sampling: what the devices get, and what the target does alone."""
-    async with fleet(address, config.num_draft_tokens) as devices:
+    async with fleet(address, config.num_draft_tokens, config.stop_rule) as devices:
         prompts = _prompts(devices)
         greedy = [Job(prompt, SamplingParams()) for prompt in prompts]
         sampled = [

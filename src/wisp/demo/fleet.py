@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from wisp.config import EdgeConfig, ModelConfig
-from wisp.demo.pair import DRAFT
+from wisp.demo.pair import DRAFT, PREDICTOR
 from wisp.demo.view import Detokenise, Pane
 from wisp.edge.app import connected_device
 from wisp.edge.decode import generate
@@ -83,7 +83,7 @@ class FleetDevice:
 
 
 @asynccontextmanager
-async def fleet(address: str, num_draft_tokens: int) -> AsyncGenerator[Sequence[FleetDevice], None]:
+async def fleet(address: str, num_draft_tokens: int, stop_rule: str) -> AsyncGenerator[Sequence[FleetDevice], None]:
     """All devices of the demo, connected to the server at `address`."""
     async with AsyncExitStack() as stack:
         devices = []
@@ -92,6 +92,8 @@ async def fleet(address: str, num_draft_tokens: int) -> AsyncGenerator[Sequence[
                 server=address,
                 draft=ModelConfig(str(DRAFT)),
                 max_draft_tokens=num_draft_tokens,
+                stop_rule=stop_rule,
+                predictor=PREDICTOR,
                 emulated_draft_time=kind.draft_time,
                 emulated_rtt=kind.rtt,
             )

@@ -1,4 +1,4 @@
-"""The pair of tiny models that ships with the package, and its held-out prompts."""
+"""The pair of tiny models that ships with the package, its predictor, and its held-out prompts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from wisp.errors import FormatError
 MODELS = Path(__file__).parent / "models"
 TARGET = MODELS / "target"
 DRAFT = MODELS / "draft"
+PREDICTOR = MODELS / "predictor.json"
+"""Of accepted drafts; made by `wisp train` (docs/results.md)."""
 
 
 @dataclass(frozen=True, slots=True)
