@@ -116,12 +116,13 @@ def test_what_is_not_worth_its_price_is_not_sent() -> None:
 
 
 def test_without_a_predictor_or_statistics() -> None:
-    """The entropy stands in for the first, the session's own acceptance for the second."""
+    """The drafter's confidence stands in for the first, the session's own acceptance for the second."""
     rule = PriceAware(8)
-    assert rule.acceptance(stats(0.1, entropy=0.0), 0, CONTEXT) == pytest.approx(1.0, abs=1e-5)
+    assert rule.acceptance(stats(0.3), 0, CONTEXT) == pytest.approx(0.3)
     assert rule.acceptance(None, 0, CONTEXT) == 0.8
     assert rule.keep_drafting([None], CONTEXT)
-    assert drafted(CONTEXT, 0.1, rule=rule) is (0.5528 * (0.8 + 0.5 * (0.5528 - 0.8)) > 0.492)
+    assert drafted(CONTEXT, 0.8, rule=rule)
+    assert not drafted(CONTEXT, 0.5, rule=rule)
 
 
 def test_estimates_are_corrected_by_their_bias() -> None:

@@ -36,7 +36,7 @@ from itertools import accumulate
 from math import exp, inf, log
 from operator import mul
 
-from wisp.policy.controller import ENTROPY_WEIGHT, RoundContext, StopRule, entropy_bound
+from wisp.policy.controller import RoundContext, StopRule
 from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
@@ -51,7 +51,7 @@ class PriceAware(StopRule):
 
     max_tokens: int
     predictor: AcceptancePredictor | None = None
-    """None: estimate from the entropy, as AdaEDL does."""
+    """None: the drafter's own top probability stands in."""
     optimism: float = 4.0
     """Accepted tokens that a session is credited with when it decides whether to draft at all (o)."""
     probe_share: float = 0.01
@@ -60,9 +60,8 @@ class PriceAware(StopRule):
     def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         if stats is None:
             return context.acceptance
-        if self.predictor is None:
-            return _shifted(entropy_bound(stats.entropy, ENTROPY_WEIGHT), context.bias)
-        return _shifted(self.predictor(stats, position, context.acceptance), context.bias)
+        predicted = stats.confidence if self.predictor is None else self.predictor(stats, position, context.acceptance)
+        return _shifted(predicted, context.bias)
 
     def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
         if len(stats) >= self.max_tokens:
@@ -71,6 +70,8 @@ class PriceAware(StopRule):
             return self._begins(context)
         if not _round_time(context):
             return False  # one token is enough to find out
+        if self._too_late(len(stats), context):
+            return False
         chances = self._chances(stats, context)
         survival = _survival(chances)[-1] * self._next(chances[-1], context)
         rate = max(0.0, _plain(context), self._drafted(context.acceptance, context))
@@ -84,9 +85,16 @@ class PriceAware(StopRule):
         """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
         if not context.plain_token_time:
             return True
+        if self._too_late(0, context):
+            return False
         judged = context.num_judged + self.optimism
         hoped = (context.acceptance * context.num_judged + self.optimism) / judged if judged else context.acceptance
         return self._drafted(hoped, context) > _plain(context) or self._probes(context)
+
+    def _too_late(self, num_drafted: int, context: RoundContext) -> bool:
+        """Whether one more token would make the verdict miss a deadline that plain decoding may keep."""
+        elapsed = _first_token_time(context) + num_drafted * context.token_time + _round_time(context)
+        return context.time_left < elapsed and context.plain_token_time < elapsed
 
     def _probes(self, context: RoundContext) -> bool:
         prices, elapsed = context.prices, _first_token_time(context) + _round_time(context)

@@ -67,7 +67,7 @@ def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
         "confidence threshold": {str(t): ConfidenceThreshold(t, MAX_TOKENS) for t in THRESHOLDS},
         "entropy": {str(t): EntropyRule(MAX_TOKENS, t) for t in ENTROPY_THRESHOLDS},
         "predicted rejection": predicted,
-        "price-aware, entropy": {"": PriceAware(MAX_TOKENS)},
+        "price-aware, confidence": {"": PriceAware(MAX_TOKENS)},
         "price-aware, predictor": {"": PriceAware(MAX_TOKENS, predictor)},
         "oracle": {"": None},
     }
