@@ -39,7 +39,7 @@ def _axes(low: int, high: int) -> list[str]:
     parts = [f'<rect x="{_LEFT}" y="{_TOP}" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#999"/>']
     for exponent in range(low, high + 1):
         share = _SIZE * (exponent - low) / (high - low)
-        label = f"{10.0**exponent * 1e3:g} ms"
+        label = f"{10**exponent} s" if exponent >= 0 else f"{10.0**exponent * 1e3:g} ms"
         parts += [_text(_LEFT + share - 14, bottom + 16, label), _text(_LEFT - 52, bottom - share + 4, label)]
     parts += [_text(_LEFT + _SIZE / 2 - 30, bottom + 32, "measured"), _text(4, _TOP - 4, "predicted")]
     shift = _SIZE * math.log10(1.2) / (high - low)
