@@ -22,7 +22,7 @@ from wisp.bench.live.settings import BenchSettings
 from wisp.bench.live.summary import CellSummary, summarise
 from wisp.bench.live.table import print_table
 
-EMPTY = measure([], [], WINDOW, DRIVER, BATCH_TIME)
+EMPTY = replace(measure([], [], WINDOW, DRIVER, BATCH_TIME), num_sessions=100)
 VOID = {"area", "br", "hr", "img", "input", "link", "meta"}
 
 
@@ -92,6 +92,7 @@ def test_a_cell_in_which_a_system_has_no_point_is_left_out(tmp_path: Path) -> No
             "real",
             "sessions failed with EngineError; they count as missed",
         ),
+        ({"num_sessions": 19}, "real", "fewer than 20 sessions judged, take a longer --duration: fixed at 64"),
         ({"num_diverged": 3}, "real", "3 sessions left their recording"),
     ],
 )

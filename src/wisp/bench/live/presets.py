@@ -10,7 +10,7 @@ from wisp.bench.live.fleet import FleetModel
 from wisp.bench.live.point import Timing
 from wisp.bench.live.settings import BenchSettings, Cell, Search
 from wisp.config import parse_slo_classes
-from wisp.demo.pair import DRAFT, MODELS, TARGET
+from wisp.demo.pair import DRAFT, PREDICTOR, TARGET
 from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.hardware import GPUS, Roofline
@@ -20,12 +20,9 @@ from wisp.types import SLO
 
 QUICK_SYSTEMS = ("centralized", "centralized-slo", "sled", "wisp", "wisp-plus")
 SIX_SYSTEMS = ("centralized", "centralized-slo", "sled", "fixed", "wisp", "wisp-plus")
-PREDICTOR = MODELS / "predictor.json"
-"""Of the demo pair."""
 BIG_GPU = "qwen3-32b-rtx-pro-6000"
 """The shipped batch times of the timed engine."""
 
-SLOW, FAST = Spread(10.0, 30.0), Spread(50.0, 150.0)
 RTT = Spread(0.010, 0.060)
 
 
@@ -50,6 +47,9 @@ class Engine:
     short: int | None
     long: int
     """Tokens of a prompt; None: as recorded."""
+    slow: Spread
+    fast: Spread
+    """Draft speeds, tokens per second: slow ones can still keep up with the fastest class on a server that is idle."""
     batch_times: str | None = None
     kv_tokens: int | None = None
 
@@ -64,10 +64,12 @@ PRESETS: Mapping[str, Preset] = {
 def _engine(name: str) -> Engine:
     """Raises ConfigError."""
     if name == "real":
-        return Engine((SLO("fast", 12.0, 2.0), SLO("normal", 8.0, 3.0)), None, 1024)
+        slos = (SLO("fast", 12.0, 2.0), SLO("normal", 8.0, 3.0))
+        return Engine(slos, None, 1024, Spread(20.0, 40.0), Spread(80.0, 160.0))
     if name == "timed":
         room = Roofline(GPUS["rtx-pro-6000"], SHAPES["qwen3-32b"]).kv_capacity_tokens
-        return Engine((SLO("fast", 8.0, 3.0), SLO("normal", 4.0, 5.0)), 256, 1024, BIG_GPU, room)
+        slos = (SLO("fast", 8.0, 3.0), SLO("normal", 4.0, 5.0))
+        return Engine(slos, 256, 1024, Spread(10.0, 20.0), Spread(50.0, 100.0), BIG_GPU, room)
     raise ConfigError(f"the engine is real or timed, not {name!r}")
 
 
@@ -168,7 +170,7 @@ def _predicts(systems: Sequence[str]) -> bool:
 
 
 def _one_cell(options: BenchOptions, engine: Engine) -> Cell:
-    speed = Spread(10.0, 50.0) if options.draft_speed is None else spread(options.draft_speed)
+    speed = Spread(engine.slow.low, engine.fast.low) if options.draft_speed is None else spread(options.draft_speed)
     return Cell("base", _fleet(options, speed), options.prompt_tokens or engine.short)
 
 
@@ -178,7 +180,7 @@ def _four_cells(options: BenchOptions, engine: Engine) -> tuple[Cell, ...]:
     return tuple(
         Cell(f"{length} context, {speed} drafters", _fleet(options, speeds), num_tokens)
         for length, num_tokens in (("short", engine.short), ("long", engine.long))
-        for speed, speeds in (("slow", SLOW), ("fast", FAST))
+        for speed, speeds in (("slow", engine.slow), ("fast", engine.fast))
     )
 
 

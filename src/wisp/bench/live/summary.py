@@ -15,6 +15,8 @@ from wisp.sim.capacity import Interval
 
 LATE = 0.010
 """Seconds by which the driver's sleeps may end too late; the devices' own times are some tens of milliseconds."""
+FEW_SESSIONS = 20
+"""Fewer cannot tell 95 % from less: one that is missed is more than 5 %."""
 SLOW_EMULATION = 1.1
 """Batches of emulated hardware may take so many times what they should."""
 
@@ -123,9 +125,12 @@ def _notes(points: dict[str, list[Point]], settings: BenchSettings) -> list[str]
         for system, size, one in measures
         if settings.engine == "timed" and (one.batch_time_ratio or 0.0) > SLOW_EMULATION
     ]
+    few = [f"{system} at {size}" for system, size, one in measures if one.num_sessions < FEW_SESSIONS]
     failures = {name for _, _, one in measures for name in one.failures if name != "ServerBusy"}
     diverged = sum(one.num_diverged for _, _, one in measures)
     notes = []
+    if few:
+        notes.append(f"fewer than {FEW_SESSIONS} sessions judged, take a longer --duration: {_listed(few)}")
     if late:
         notes.append(
             f"the driver was late by more than {LATE * 1e3:.0f} ms (p95), devices slower than set: {_listed(late)}"
