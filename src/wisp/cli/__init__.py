@@ -12,6 +12,7 @@ from wisp.cli.bench import bench
 from wisp.cli.calibrate import calibrate
 from wisp.cli.demo import demo
 from wisp.cli.edge import edge
+from wisp.cli.plan import plan
 from wisp.cli.serve import serve
 from wisp.cli.simulate import simulate
 from wisp.cli.study import study
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (serve, edge, demo, calibrate, trace, train, simulate, study, bench):
+for _command in (serve, edge, demo, calibrate, trace, train, simulate, study, plan, bench):
     app.command()(_command)
 
 

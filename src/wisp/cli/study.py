@@ -11,7 +11,9 @@ from wisp.cli.options import Json
 
 
 def study(
-    preset: Annotated[str, typer.Argument(help="quick, map-16 or map.")],
+    preset: Annotated[
+        str, typer.Argument(help="quick, map-16, map, paper, overload, scale, scale-100k, loss, sensitivity or bias.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the results; points that are there are not run again.")] = Path(
         "studies"
     ),

@@ -18,7 +18,7 @@ from wisp.sim.machine import choose
 from wisp.sim.study.fingerprint import code_fingerprint
 from wisp.sim.study.heatmap import ratio_map, winner_map
 from wisp.sim.study.model import Point, Study
-from wisp.sim.study.presets import PRESETS
+from wisp.sim.study.presets import MORE_SHEETS, PRESETS
 from wisp.sim.study.runner import Points, run_study
 from wisp.sim.study.sheets import Sheet, map_sheets, system_sheet
 from wisp.sim.study.standing import NEVER_BELOW, OF_ORACLE, SOMEWHERE, MapVerdict, Results, map_verdict
@@ -43,6 +43,8 @@ def run(options: StudyOptions) -> None:
     results = Results(study, _with_progress(study, options))
     verdict = map_verdict(results) if study.rows else None
     sheets = [system_sheet(results)] if verdict is None else map_sheets(results, verdict)
+    if study.name in MORE_SHEETS:
+        sheets.append(MORE_SHEETS[study.name](results))
     summary = {"study": study.name, "code": code_fingerprint(), "seeds": study.seeds, **summarise(results, verdict)}
     _write(options.out, study, sheets, summary, {} if verdict is None else _maps(results, verdict))
     if options.json_output:

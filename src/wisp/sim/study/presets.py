@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 from wisp.policy.systems import SYSTEMS, System
+from wisp.sim.study import growth
 from wisp.sim.study.conditions import CONTEXTS, EDGES, ENGINES, SPEEDS, condition
 from wisp.sim.study.model import Cell, Study
+from wisp.sim.study.paper import claim_sheet, paper
+from wisp.sim.study.sheets import Sheet
+from wisp.sim.study.standing import Results
 
 SEEDS = (0, 1, 2)
 """Settings were tuned on seeds from 1000 on."""
@@ -108,4 +112,17 @@ def _map_cells(edges: Callable[[int], Sequence[str]]) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-PRESETS: Mapping[str, Callable[[], Study]] = {"quick": quick, "map-16": half_map, "map": regime_map}
+PRESETS: Mapping[str, Callable[[], Study]] = {
+    "quick": quick,
+    "map-16": half_map,
+    "map": regime_map,
+    "paper": paper,
+    "scale": growth.scale,
+    "scale-100k": growth.large_scale,
+    "overload": growth.overload,
+    "loss": growth.loss,
+    "sensitivity": growth.sensitivity,
+    "bias": growth.bias,
+}
+MORE_SHEETS: Mapping[str, Callable[[Results], Sheet]] = {"paper": claim_sheet}
+"""Tables that only one study has."""

@@ -51,8 +51,8 @@ def map_sheets(results: Results, verdict: MapVerdict) -> list[Sheet]:
             *_axes(one.cell),
             one.winner,
             one.best_other,
-            _ratio(one.over_best_other),
-            _ratio(one.over_centralized),
+            ratio_text(one.over_best_other),
+            ratio_text(one.over_centralized),
             "-" if one.over_oracle is None else f"{one.over_oracle:.2f}",
             "missed" if one.missed else "below" if one in verdict.below else "",
         )
@@ -95,14 +95,15 @@ def system_sheet(results: Results) -> Sheet:
 def _over_reference(results: Results, cell: Cell, system: str) -> str:
     if results.study.reference not in results.study.systems:
         return "-"
-    return _ratio(results.over(cell.name, system, results.study.reference))
+    return ratio_text(results.over(cell.name, system, results.study.reference))
 
 
 def _axes(cell: Cell) -> tuple[str, ...]:
     return tuple(cell.labels.values())
 
 
-def _ratio(interval: Interval) -> str:
+def ratio_text(interval: Interval) -> str:
+    """A ratio with half of its interval."""
     return f"{interval.mean:.2f}" + ("" if interval.half_width is None else f" +- {interval.half_width:.2f}")
 
 
