@@ -33,7 +33,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json
         summary = json.loads(output)
         assert sum(one["num_labels"] for one in summary["conditions"]) == summary["num_labels"][2]
         for one, kept in zip(summary["conditions"], trained.report["conditions"], strict=True):
-            assert len(one["rules"]) == len(CELLS) * len(candidates(trained.predictor))
+            assert len(one["rules"]) == len(CELLS) * len(candidates(trained.predictor, trained.threshold))
             assert one["auc"]["predictor"] == pytest.approx(kept["auc"])
             assert len(one["fixed"]) == len(CELLS) * 12
     else:

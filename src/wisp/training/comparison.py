@@ -54,8 +54,8 @@ class FixedRow:
     tokens_per_s: float
 
 
-def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
-    """The rules, each with the settings to choose from."""
+def candidates(predictor: MlpPredictor, threshold: float) -> dict[str, Rules]:
+    """The rules, each with the settings to choose from; `threshold`: what the predictor's file recommends."""
     predicted = {
         f"{t}{', sent' if include else ''}": PredictedRejection(predictor, t, MAX_TOKENS, include_suspicious=include)
         for t in THRESHOLDS
@@ -67,6 +67,7 @@ def candidates(predictor: MlpPredictor) -> dict[str, Rules]:
         "confidence threshold": {str(t): ConfidenceThreshold(t, MAX_TOKENS) for t in THRESHOLDS},
         "entropy": {str(t): EntropyRule(MAX_TOKENS, t) for t in ENTROPY_THRESHOLDS},
         "predicted rejection": predicted,
+        "the same, as recommended": {str(threshold): PredictedRejection(predictor, threshold, MAX_TOKENS)},
         "price-aware, confidence": {"": PriceAware(MAX_TOKENS)},
         "price-aware, predictor": {"": PriceAware(MAX_TOKENS, predictor)},
         "oracle": {"": None},
@@ -77,6 +78,7 @@ def compare(
     tune: Sequence[TraceRecord],
     test: Sequence[TraceRecord],
     predictor: MlpPredictor,
+    threshold: float,
     cells: Sequence[Speeds] = CELLS,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Row]:
@@ -84,7 +86,7 @@ def compare(
     rows = []
     for cell in cells:
         fixed: Replayed | None = None
-        for name, rules in candidates(predictor).items():
+        for name, rules in candidates(predictor, threshold).items():
             best = best_settings(tune, rules, cell)
             found = replay(test, rules[best], cell)
             fixed = fixed or found

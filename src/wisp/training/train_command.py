@@ -130,7 +130,7 @@ def _fit(records: Sequence[TraceRecord], config: TrainConfig) -> _Fitted:
 def _report(fitted: _Fitted, sets: Sequence[tuple[TraceHeader, Sequence[TraceRecord]]]) -> Report:
     parts, (train, tune, test), predictor = fitted.parts, fitted.sides, fitted.predictor
     with Progress(console=Console(stderr=True)) as progress:
-        total = len(sets) * len(CELLS) * len(candidates(predictor))
+        total = len(sets) * len(CELLS) * len(candidates(predictor, fitted.threshold))
         bar = progress.add_task("replaying stop rules", total=total)
         conditions = [
             _condition(header.condition, set(map(id, records)), fitted, lambda: progress.advance(bar))
@@ -163,7 +163,7 @@ def _condition(name: str, of_set: set[int], fitted: _Fitted, advance: Callable[[
         false_alarms=false_alarms,
         detections=detections,
         fixed=fixed_lengths(test),
-        rules=compare(tune, test, fitted.predictor, advance=advance),
+        rules=compare(tune, test, fitted.predictor, fitted.threshold, advance=advance),
     )
 
 
