@@ -122,10 +122,11 @@ class Answer:
 
     def table(self) -> Table:
         """A row for each system."""
-        heads = ["devices", "give it", "good tokens/s", "engine busy", "accepted", "first token, p95 s"]
+        heads = ["devices served", "give it", "in time per s", "engine busy", "drafts right", "first token, p95 s"]
         if self.gpu_price is not None:
-            heads.append("per million tokens")
-        columns = [Column("system", no_wrap=True), *(Column(head, justify="right") for head in heads)]
+            heads.append("price of 1M")
+        wide = Column(heads[0], justify="right", no_wrap=True)
+        columns = [Column("system", no_wrap=True), wide, *(Column(head, justify="right") for head in heads[1:])]
         table = Table(*columns, title="Simulated, per GPU", box=SIMPLE, pad_edge=False, collapse_padding=True)
         for system in self.plan.systems:
             table.add_row(*self._row(system), style="bold" if system == self.plan.recommended else "")
