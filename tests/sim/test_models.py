@@ -26,12 +26,13 @@ def test_events_of_one_instant_are_taken_together() -> None:
     """In the order in which they were asked for, those included that the instant itself asks for; then it is settled."""
     events, seen = Events(), []
     events.at(2.0, seen.append, "later")
+    events.at(1.0, lambda _: events.finally_now(lambda: seen.append("settled")))
     events.at(1.0, lambda _: events.at(1.0, seen.append, "added"))
     events.at(1.0, seen.append, "first")
-    events.run(lambda: seen.append("settled"), until=1.5)
+    events.run(until=1.5)
     assert seen == ["first", "added", "settled"]
-    assert events.num_taken == 3
-    events.run(events.stop)
+    assert events.num_taken == 4
+    events.run()
     assert (seen[3:], events.now) == (["later"], 2.0)
 
 

@@ -41,12 +41,6 @@ class Cluster:
         index = self.placement(key, [one.num_sessions if one.is_up else None for one in self.verifiers])
         return None if index is None else self.verifiers[index]
 
-    def settle(self) -> None:
-        """After all events of an instant: start batches on engines that are free."""
-        for verifier in self.verifiers:
-            if verifier.woken:
-                verifier.settle()
-
     def schedule(self, losses: Sequence[VerifierLoss], at: Callable[[float, Callable[[object], None]], None]) -> None:
         """Have the losses happen, through `at(time, action)`."""
         for loss in losses:

@@ -11,10 +11,11 @@ from typing import Any
 class Events:
     """What happens next; `now` is virtual time in seconds."""
 
-    __slots__ = ("_heap", "_order", "now", "num_taken", "running")
+    __slots__ = ("_ending", "_heap", "_order", "now", "num_taken", "running")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._ending: list[Callable[[], None]] = []
         self._order = 0
         self.now = 0.0
         self.num_taken = 0
@@ -25,9 +26,13 @@ class Events:
         heappush(self._heap, (time, self._order, action, argument))
         self._order += 1
 
-    def run(self, settle: Callable[[], None], until: float = inf) -> None:
-        """Take all events of one instant, then `settle`; until none is left, `until` is past, or `stop` was called."""
-        heap, num_taken = self._heap, self.num_taken
+    def finally_now(self, action: Callable[[], None]) -> None:
+        """Have `action()` happen when all events of this instant were taken."""
+        self._ending.append(action)
+
+    def run(self, until: float = inf) -> None:
+        """Take events, instant by instant; until none is left, `until` is past, or `stop` was called."""
+        heap, ending, num_taken = self._heap, self._ending, self.num_taken
         self.running = True
         while heap and self.running and heap[0][0] <= until:
             self.now = now = heap[0][0]
@@ -35,7 +40,10 @@ class Events:
                 _, _, action, argument = heappop(heap)
                 action(argument)
                 num_taken += 1
-            settle()
+            if ending:
+                for settle in ending:
+                    settle()
+                ending.clear()
         self.num_taken = num_taken
 
     def stop(self) -> None:

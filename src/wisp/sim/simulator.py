@@ -89,7 +89,7 @@ class Simulation:
         if progress is not None:
             for step in range(NUM_PROGRESS_CALLS + 1):
                 events.at(scenario.end * step / NUM_PROGRESS_CALLS, progress, step / NUM_PROGRESS_CALLS)
-        events.run(self.cluster.settle, scenario.end + scenario.drain)
+        events.run(scenario.end + scenario.drain)
         for device in self._running.values():
             if device.session is not None:
                 self.observer.on_session(device.session, finished=False)

@@ -81,12 +81,12 @@ class Verifier:
     """Of a cache that comes back from the host's memory; None: evicted caches are lost."""
     scheduler: Scheduler = field(init=False)
     is_up: bool = field(default=True, init=False)
-    woken: bool = field(default=False, init=False)
-    """Whether something happened since the scheduler was asked last."""
     _num_failures: int = field(default=0, init=False)
     _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
     _opening: list[ServedSession] = field(default_factory=list, init=False)
     _busy: bool = field(default=False, init=False)
+    _woken: bool = field(default=False, init=False)
+    """Whether something happened since the scheduler was asked last."""
     _wake_at: float = field(default=inf, init=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Verifier:
         self._sessions.clear()
         self._opening.clear()
         self._num_failures += 1
-        self.is_up = self.woken = self._busy = False
+        self.is_up = self._woken = self._busy = False
         self._wake_at = inf
         for session in sessions:
             session.lost()
@@ -124,7 +124,7 @@ class Verifier:
         if isinstance(answer, Admitted):
             self._sessions[session.session_id] = session
             self._opening.append(session)
-            self.woken = True
+            self._wake()
         return answer
 
     def ask(self, session: ServedSession, request: DraftRequest | DecodeRequest) -> None:
@@ -142,14 +142,20 @@ class Verifier:
         """Forget a session that ended."""
         if self._sessions.pop(session.session_id, None) is not None:
             self.scheduler.release(session.session_id)
-            self.woken = True
+            self._wake()
 
     # Batches
 
-    def settle(self) -> None:
-        """After all events of an instant: start a batch, if the engine is free and there is one."""
-        while self.woken and not self._busy:
-            self.woken = False
+    def _wake(self) -> None:
+        """Have the scheduler asked once all events of this instant were taken."""
+        if not self._woken:
+            self._woken = True
+            self.events.finally_now(self._settle)
+
+    def _settle(self) -> None:
+        """Start a batch, if the engine is free and there is one."""
+        while self._woken and not self._busy:
+            self._woken = False
             self._open_waiting()
             decision = self.scheduler.schedule(self.events.now)
             evictions = self.scheduler.evictions()
@@ -159,7 +165,7 @@ class Verifier:
             if isinstance(decision, Batch):
                 self._start(decision)
             elif evictions:
-                self.woken = True
+                self._woken = True
             else:
                 self._wait(decision)
 
@@ -182,12 +188,12 @@ class Verifier:
         self._wake_at = decision.time
         if decision.time < inf:
             assert decision.time > self.events.now, "the scheduler waits for the present"
-            self.events.at(decision.time, self._wake, decision.time)
+            self.events.at(decision.time, self._ask_again, decision.time)
 
-    def _wake(self, time: float) -> None:
-        """Ask again, unless another time was named since."""
+    def _ask_again(self, time: float) -> None:
+        """Unless another time was named since."""
         if time == self._wake_at:
-            self.woken = True
+            self._wake()
 
     def _queue(self, session: ServedSession) -> None:
         request = session.request
@@ -210,7 +216,7 @@ class Verifier:
                 max_own_draft=max_own_draft,
             )
         )
-        self.woken = True
+        self._wake()
 
     def _start(self, batch: Batch) -> None:
         for member in batch.members:
@@ -254,7 +260,8 @@ class Verifier:
         if num_failures != self._num_failures:
             return
         elapsed = self.events.now - started  # as a clock says it: the estimator must learn the same as the live one
-        self._busy, self.woken = False, True
+        self._busy = self._woken = False
+        self._wake()
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
         num_committed = sum(outcome.num_committed for outcome in outcomes if outcome is not None)
