@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engines import tiny_models
+from tests.engines.driving import drafted, drive, finish, member, request
 from wisp.config import ModelConfig, ServerConfig
 from wisp.engines.base import StepMember, StepOutcome
 from wisp.engines.packed.batch import Segment
@@ -28,54 +29,8 @@ from wisp.types import (
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    StopRules,
     VerificationRequest,
 )
-
-
-def request(
-    tokens: Sequence[int],
-    max_tokens: int = 64,
-    sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen
-    stop: frozenset[int] = frozenset(),
-    num_prompt_tokens: int | None = None,
-) -> GenerationRequest:
-    num = len(tokens) if num_prompt_tokens is None else num_prompt_tokens
-    return GenerationRequest(tuple(tokens), num, sampling, StopRules(max_tokens, stop))
-
-
-def drafted(tokens: Sequence[int]) -> tuple[DraftedToken, ...]:
-    return tuple(DraftedToken(token) for token in tokens)
-
-
-def member(target: TransformersTarget, session_id: str, draft: Sequence[int] = ()) -> StepMember:
-    """All of the prefill that is left, and a draft."""
-    prefill = len(target.history(session_id)) - 1 - target.num_cached_tokens(session_id)
-    return StepMember(session_id, prefill, drafted(draft))
-
-
-def finish(target: TransformersTarget, session_id: str) -> StepOutcome:
-    """Plain decoding to the end."""
-    while (outcome := target.step([member(target, session_id)])[0]).finish_reason is None:
-        pass
-    return outcome
-
-
-def drive(target: TransformersTarget, truth: dict[str, list[int]], seed: int, evict: float = 0.1) -> dict[str, int]:
-    """Finish all sessions in random ragged batches; drafts are right prefixes of `truth` with wrong ends."""
-    rng = np.random.default_rng(seed)
-    running, accepted = list(truth), dict.fromkeys(truth, 0)
-    while running:
-        for session_id in running:
-            if rng.random() < evict:
-                target.evict(session_id)
-        chosen = [session_id for session_id in running if rng.random() < 0.7] or running[:1]
-        members = [random_member(target, session_id, truth[session_id], rng) for session_id in chosen]
-        for one, outcome in zip(members, target.step(members), strict=True):
-            accepted[one.session_id] += outcome.num_accepted
-            if outcome.finish_reason is not None:
-                running.remove(one.session_id)
-    return accepted
 
 
 def count_tokens(target: TransformersTarget) -> list[int]:
@@ -89,19 +44,6 @@ def count_tokens(target: TransformersTarget) -> list[int]:
 
     target._packed.forward = counting  # type: ignore[method-assign]
     return computed
-
-
-def random_member(
-    target: TransformersTarget, session_id: str, truth: Sequence[int], rng: np.random.Generator
-) -> StepMember:
-    history = target.history(session_id)
-    uncached = len(history) - 1 - target.num_cached_tokens(session_id)
-    chunk = int(rng.integers(1, 20))
-    if chunk < uncached:
-        return StepMember(session_id, chunk)
-    right = list(truth[len(history) : len(history) + int(rng.integers(0, 6))])
-    wrong = rng.integers(2, tiny_models.VOCABULARY_SIZE, int(rng.integers(0, 4))).tolist()
-    return StepMember(session_id, uncached, drafted((right + wrong)[:8]))
 
 
 @pytest.mark.parametrize(
