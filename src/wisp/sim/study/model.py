@@ -142,6 +142,8 @@ def figures(report: Report, num_devices: int) -> Figures:
     return {
         "num_devices": float(num_devices),
         "num_sessions": float(report.num_sessions),
+        "num_unfinished": float(report.num_unfinished),
+        "num_resumed": float(report.num_resumed),
         "attainment": report.attainment,
         "worst_class": min(report.attainment_by_class.values(), default=1.0),
         "goodput": report.goodput,
