@@ -271,7 +271,7 @@ async def _live(scenario: Scenario, system: System, until: float) -> list[Decisi
         start = scenario.ramp * index / scenario.num_devices
         simulation.events.at(start, simulation._begin, simulation._device(index))
     task = asyncio.create_task(loop.run())
-    await asyncio.sleep(until)
+    await asyncio.sleep(until + 1.0)  # the last decision falls on that time, to the rounding of its sum
     loop.stop()
     await task
     names = verifier.names

@@ -18,9 +18,9 @@ HEAP_SIZE = 200
 
 def simulator_ratio(rounds: int, progress: Progress) -> Ratio:
     """Seconds for the events of a run of 100 devices, in units of as many pushes and pops of a heap."""
-    scenario = Scenario(Roofline(GPUS["h200"], MODELS["qwen3-8b"]), warmup=2.0, duration=3.0, drain=0.0, ramp=2.0)
+    scenario = Scenario(Roofline(GPUS["h200"], MODELS["qwen3-8b"]), warmup=2.0, duration=13.0, drain=0.0, ramp=2.0)
     num_events = simulate(scenario, SYSTEMS[SYSTEM], seed=0).num_events
-    run = f"{num_events} events of 100 devices"
+    run = f"{num_events} events of 100 devices in 15 s"
     alternatives = {
         run: lambda: simulate(scenario, SYSTEMS[SYSTEM], seed=0),
         "a bare heapq loop": lambda: _bare_loop(num_events),
