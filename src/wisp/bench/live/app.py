@@ -51,6 +51,8 @@ def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool) -> 
         machine["load average at the end"] = _load_average()
         cells = summarise(settings, results)
         print_table(settings, cells, console if json_output else Console())
+        if missing := [cell.name for cell in settings.cells if cell.name not in {one.cell.name for one in cells}]:
+            console.print(f"[yellow]Time ran out[/] before every system had a point: {', '.join(missing)}. {_GO_ON}")
         summary = _summary(settings, cells, machine)
         if out is not None:
             (folder / REPORT).write_text(html_report(settings, cells, machine), encoding="utf-8")
@@ -61,6 +63,7 @@ def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool) -> 
     return 0 if len(cells) == len(settings.cells) else 1
 
 
+_GO_ON = "The same command with the same --out goes on; --minutes gives it more time."
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.progress import Progress, TaskID
 from tokenizers import Tokenizer
@@ -78,8 +79,8 @@ class Comparison:
         settings, search = self.settings, self.settings.search
         total = len(settings.systems) * settings.num_seeds * search.max_points
         bar = self.progress.add_task(run.cell.name, total=total, completed=self._num_done(run.cell))
-        wanted = any(self._next(run, system, seed) for seed in self._seeds for system in settings.systems)
-        if wanted and self._in_time(run):
+        wanted = [size for one in settings.systems for seed in self._seeds if (size := self._next(run, one, seed))]
+        if wanted and self._in_time(run, wanted[0]):
             async with self._servers(run) as servers, self._models(run) as models:
                 for seed in self._seeds:
                     await self._run_seed(run, seed, servers, models, bar)
@@ -89,12 +90,12 @@ class Comparison:
         self, run: _CellRun, seed: int, servers: Sequence[Served], models: DriverModels, bar: TaskID
     ) -> None:
         """The systems in turns until no search wants more, or the time is up."""
-        timing = self.settings.timing
         workload = self._workload(run.inputs)
         while todo := [(one, size) for one in servers if (size := self._next(run, one.system, seed))]:
             for one, size in todo:
-                if not self._in_time(run):
+                if not self._in_time(run, size):
                     return
+                timing = self.settings.timing.of_fleet(size)
                 load = Load(run.cell.fleet, workload, timing, seed, size)
                 at = self.progress.add_task(f"  {one.system}, {size} devices", total=timing.longest)
                 measures = await run_point(one, load, models, run.expected, self._advance(at))
@@ -102,9 +103,10 @@ class Comparison:
                 self.results.add(Point(run.cell.name, one.system, seed, size, measures))
                 self.progress.update(bar, completed=self._num_done(run.cell))
 
-    def _in_time(self, run: _CellRun) -> bool:
+    def _in_time(self, run: _CellRun, num_devices: int) -> bool:
         """Whether one more point surely ends before the deadline."""
-        return time.monotonic() + self.settings.timing.longest + _POINT_OVERHEAD <= run.deadline
+        longest = self.settings.timing.of_fleet(num_devices).longest
+        return time.monotonic() + longest + _POINT_OVERHEAD <= run.deadline
 
     def _advance(self, task: TaskID) -> Callable[[float], None]:
         return lambda seconds: self.progress.update(task, completed=seconds)
@@ -144,9 +146,10 @@ class Comparison:
         )
         starting = self.progress.add_task("starting servers", total=len(settings.systems))
         async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="wisp-servers-")))
             servers = []
             for system in settings.systems:
-                servers.append(await stack.enter_async_context(served(system, target, self.folder)))
+                servers.append(await stack.enter_async_context(served(system, target, folder)))
                 self.progress.advance(starting)
             self.progress.remove_task(starting)
             yield servers

@@ -68,7 +68,7 @@ async def cell_inputs(settings: BenchSettings, cell: Cell, folder: Path) -> Cell
         header, records = read_trace(source)
         if cell.prompt_tokens is None:
             return CellInputs(header, records, source)
-        path = folder / f"trace-{cell.name}.jsonl.gz"
+        path = folder / _trace_name(cell)
         stretched = stretch(records, cell.prompt_tokens)
         _write(path, header, stretched)
         return CellInputs(header, stretched, path)
@@ -76,8 +76,13 @@ async def cell_inputs(settings: BenchSettings, cell: Cell, folder: Path) -> Cell
         raise ConfigError(
             "a real target says nothing recorded to longer prompts: leave either the trace or the length out"
         )
-    path = settings.trace or await _record(settings, cell.prompt_tokens, folder / f"trace-{cell.name}.jsonl.gz")
+    path = settings.trace or await _record(settings, cell.prompt_tokens, folder / _trace_name(cell))
     return CellInputs(*read_trace(path), path)
+
+
+def _trace_name(cell: Cell) -> str:
+    """Cells that differ in their devices alone share it."""
+    return "trace.jsonl.gz" if cell.prompt_tokens is None else f"trace-{cell.prompt_tokens}.jsonl.gz"
 
 
 def stretch(records: Sequence[TraceRecord], num_tokens: int) -> list[TraceRecord]:

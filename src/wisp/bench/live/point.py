@@ -22,6 +22,8 @@ from wisp.policy.batch_time import BatchTime
 
 _HEARTBEAT = 0.02
 _GOODBYE = 0.2
+FULL_FLEET = 24
+"""Devices from which on a point is no longer than it is set."""
 _CONNECTING_AT_ONCE = 16
 
 
@@ -32,13 +34,17 @@ class Timing:
     warmup: float = 3.0
     """Sessions offered before are not judged; the devices start one after the other in this time."""
     duration: float = 8.0
-    """Sessions offered in this time after the warm-up are judged."""
+    """Sessions offered in this time after the warm-up are judged; small fleets are judged longer (`of_fleet`)."""
     drain: float = 10.0
     """How long load goes on for them to end at most; those that do not are missed."""
 
     def __post_init__(self) -> None:
         if self.duration <= 0.0 or min(self.warmup, self.drain) < 0.0:
             raise ConfigError("the judged time must be positive, warm-up and drain must not be negative")
+
+    def of_fleet(self, num_devices: int) -> Timing:
+        """The same for a fleet: one of fewer than `FULL_FLEET` devices offers too few sessions, up to twice as long helps."""
+        return replace(self, duration=self.duration * min(max(FULL_FLEET / num_devices, 1.0), 2.0))
 
     @property
     def longest(self) -> float:

@@ -67,6 +67,15 @@ class SystemSummary:
             "capacity_resolution": self.resolution,
             "goodput": self.peak_goodput,
             "per_seed": [asdict(one) for one in self.capacities],
+            "points": [
+                {
+                    "num_devices": point.num_devices,
+                    "seed": point.seed,
+                    "attainment": point.measures.attainment,
+                    "goodput": point.measures.goodput,
+                }
+                for point in self.points
+            ],
             "at_common_load": [measures.as_json() for measures in self.common],
         }
 
