@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.sim.acceptance import AcceptanceModel
@@ -18,9 +19,7 @@ from wisp.types import SLO
 FIRST_TOKEN_S = 5.0
 OUTPUT = Lengths(64.0, 0.5, 192)
 NUM_JUDGED = 300
-"""Sessions that a run at the expected capacity judges, about."""
-CYCLE_S = 20.0
-"""From one session of a device to its next, about."""
+"""Sessions that a run of the expected fleet judges, about."""
 DURATIONS = (15.0, 120.0)
 """Shortest and longest judged time."""
 
@@ -89,14 +88,16 @@ def condition(
 ) -> Scenario:
     """A closed fleet of about `expected` devices; small fleets are watched for longer, to see as many sessions."""
     shortest, longest = DURATIONS
+    workload = Workload(prompt, OUTPUT, slo_mix(speeds), acceptance=acceptance or AcceptanceModel())
+    cycle = OUTPUT.mean / fmean(speeds) + workload.think_time  # from one session of a device to its next, about
     return Scenario(
         batch_time=engine.hardware,
         server_drafter=beside(engine.hardware, MODELS["qwen3-0.6b"]),
         num_devices=expected,
         fleet=Fleet(draft_speed=edge.draft_speed, rtt=edge.rtt),
-        workload=Workload(prompt, OUTPUT, slo_mix(speeds), acceptance=acceptance or AcceptanceModel()),
+        workload=workload,
         limits=engine.limits,
         warmup=20.0,
-        duration=min(max(NUM_JUDGED * CYCLE_S / expected, shortest), longest),
+        duration=min(max(NUM_JUDGED * cycle / expected, shortest), longest),
         drain=120.0,
     )

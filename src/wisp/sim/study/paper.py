@@ -53,9 +53,9 @@ def _setting(speeds: Sequence[float], weight_bits: int = 16, think: float = 5.0)
         fleet=Fleet(draft_speed=Spread(10.0, 50.0), rtt=Spread(0.010, 0.060)),
         workload=Workload(Lengths(256.0, 0.5, 512), Lengths(128.0, 0.5, 384), slo_mix(speeds), think_time=think),
         limits=replace(LIMITS, kv_capacity_tokens=hardware.kv_capacity_tokens),
-        warmup=40.0,
-        duration=60.0,
-        drain=240.0,
+        warmup=30.0,
+        duration=40.0,
+        drain=200.0,
     )
 
 
