@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.engines import contract
-from wisp.engines.vllm import versions
+from tests.engines import contract, tiny_models
+from tests.engines.driving import drive, request
+from tests.engines.vllm import needs_vllm, plain
 from wisp.engines.vllm.settings import VllmSettings
 from wisp.engines.vllm.target import VllmTarget
 
-pytestmark = [
-    pytest.mark.skipif(versions.installed() is None, reason="vLLM is not installed: `make test-vllm` runs these"),
-    pytest.mark.timeout(300),
-]
+pytestmark = [needs_vllm, pytest.mark.timeout(300)]
 
 
 def load(folder: Path, kv_tokens: int) -> VllmTarget:
@@ -30,6 +29,21 @@ def load(folder: Path, kv_tokens: int) -> VllmTarget:
 
 class TestGreedy(contract.GreedyContract):
     load = staticmethod(load)
+
+    def test_output_is_that_of_plain_vllm(self, checkpoint: contract.Checkpoint, target: VllmTarget) -> None:
+        """Of vLLM's own scheduler and sampler, without drafts."""
+        rng = np.random.default_rng(5)
+        prompts = [tiny_models.prompt(rng, int(length)) for length in rng.integers(1, 120, 12)]
+        outputs = plain.generate(checkpoint.folder, prompts, 40)
+        truth = {
+            f"vllm {i}": [*prompt, *output] for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
+        }
+        for session_id, tokens in truth.items():
+            target.open(session_id, "owner", request(tokens[:-40], 40))
+        drive(target, truth, seed=6)
+        assert {session_id: list(target.history(session_id)) for session_id in truth} == truth
+        for session_id in truth:
+            target.close(session_id)
 
 
 class TestSessions(contract.SessionContract):
