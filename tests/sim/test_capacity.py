@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import Interval, capacity, grid, largest_passing, paired_ratio
 from wisp.sim.scenario import Fleet, Scenario
+from wisp.sim.simulator import simulate
 from wisp.sim.workload import Lengths, Workload
 from wisp.types import SLO
 
@@ -65,21 +67,33 @@ def test_intervals_are_students() -> None:
     assert paired_ratio([10, 20], [5, 10]) == Interval(2.0, 0.0)
 
 
+def _step(_: BatchShape) -> float:
+    return 0.05
+
+
+ALWAYS_ON = Scenario(
+    _step,
+    num_devices=4,
+    fleet=Fleet(),
+    workload=Workload(Lengths(4.0), Lengths(100.0), (SLO("10/s", 10.0, 1.0),), think_time=0.0),
+    limits=SchedulerLimits(max_sessions=1000, max_batch_requests=4),
+    warmup=10.0,
+    duration=20.0,
+    drain=30.0,
+    ramp=10.0,
+)
+"""50 ms steps of one token for each of up to 4 sessions: 80 tokens/s, of which a session takes 10."""
+
+
 def test_capacity_is_where_the_server_is_full() -> None:
-    """50 ms steps of one token for each of up to 4 sessions: 80 tokens/s, of which a session that is always on takes 10."""
+    """Eight sessions at their speed."""
+    assert capacity(ALWAYS_ON, SYSTEMS["centralized"], seed=1) == pytest.approx(8, abs=1)
 
-    def batch_time(_: BatchShape) -> float:
-        return 0.05
 
-    scenario = Scenario(
-        batch_time,
-        num_devices=4,
-        fleet=Fleet(),
-        workload=Workload(Lengths(4.0), Lengths(100.0), (SLO("10/s", 10.0, 1.0),), think_time=0.0),
-        limits=SchedulerLimits(max_sessions=1000, max_batch_requests=4),
-        warmup=10.0,
-        duration=20.0,
-        drain=30.0,
-        ramp=10.0,
-    )
-    assert capacity(scenario, SYSTEMS["centralized"], seed=1) == pytest.approx(8, abs=1)
+@pytest.mark.parametrize("num_devices", [6, 8, 9, 12])
+def test_giving_a_run_up_changes_no_verdict(num_devices: int) -> None:
+    """Only how long it takes; one that passes is not touched."""
+    crowd = replace(ALWAYS_ON, num_devices=num_devices)
+    whole, short = (simulate(crowd, SYSTEMS["centralized"], 1, level=level) for level in (0.0, 0.95))
+    assert whole.passes() == short.passes()
+    assert (whole == short) if whole.passes() else (short.virtual_time < whole.virtual_time)

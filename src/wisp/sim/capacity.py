@@ -74,7 +74,7 @@ def search(scenario: Scenario, system: System, seed: int, level: float = 0.95, s
     passed: dict[int, Report] = {}
 
     def passes(num_devices: int) -> bool:
-        report = simulate(replace(scenario, num_devices=num_devices), system, seed)
+        report = simulate(replace(scenario, num_devices=num_devices), system, seed, level=level)
         if report.passes(level):
             passed[num_devices] = report
         return num_devices in passed

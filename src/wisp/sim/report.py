@@ -88,6 +88,8 @@ class Observer:
     num_abandoned: int = field(default=0, init=False)
     num_resumed: int = field(default=0, init=False)
     judged: list[SessionOutcome] = field(default_factory=list, init=False)
+    num_missed: int = field(default=0, init=False)
+    """Of those judged, so far."""
     queue_times: array[float] = field(default_factory=lambda: array("d"), init=False)
     """Of every verified request in the window, in the order of their batches."""
     interference: array[float] = field(default_factory=lambda: array("d"), init=False)
@@ -137,6 +139,7 @@ class Observer:
             self.num_abandoned += 1
         else:
             self.judged.append(outcome)
+            self.num_missed += not outcome.attained
 
     def report(self, num_events: int, now: float) -> Report:
         """Add it all up."""

@@ -46,6 +46,8 @@ class Simulation:
     scenario: Scenario
     system: System
     seed: int
+    level: float = 0.0
+    """The run is given up once fewer than this share of its sessions can still be attained: all that it then tells."""
     events: Events = field(default_factory=Events, init=False)
     observer: Observer = field(init=False)
     cluster: Cluster = field(init=False)
@@ -149,7 +151,9 @@ class Simulation:
             self.events.at(self.events.now + pause, self._begin, device)
 
     def _stop_if_done(self, _: None = None) -> None:
-        if not self._num_judged:
+        """Once all judged sessions have ended, or too many of them have missed."""
+        num_judged = len(self.observer.judged) + self._num_judged
+        if not self._num_judged or self.observer.num_missed > (1.0 - self.level) * num_judged:
             self.events.stop()
 
     # Open arrivals
@@ -204,6 +208,8 @@ def _stop_terms(scenario: Scenario, system: System) -> StopTerms:
     return StopTerms(system.max_draft_tokens, threshold, scenario.predictor)
 
 
-def simulate(scenario: Scenario, system: System, seed: int, progress: Progress | None = None) -> Report:
-    """Run a scenario under a system."""
-    return Simulation(scenario, system, seed).run(progress)
+def simulate(
+    scenario: Scenario, system: System, seed: int, progress: Progress | None = None, level: float = 0.0
+) -> Report:
+    """Run a scenario under a system; give it up once less than `level` of its sessions can be attained."""
+    return Simulation(scenario, system, seed, level).run(progress)
