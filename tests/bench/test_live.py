@@ -1,4 +1,4 @@
-"""A whole comparison: two systems, two devices, over the real wire, on emulated batch times of a millisecond."""
+"""A whole comparison: two systems, two devices, over the real wire, on emulated batches of a few milliseconds."""
 
 from __future__ import annotations
 

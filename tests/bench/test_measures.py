@@ -37,7 +37,8 @@ def _session(
         output[-1] += 1
     session.tokens += output
     session.token_times += times
-    return OfferedSession(Ask(one, 6, "fast", 0.0), offered, session, finished=failure is None, failure=failure)
+    ended = times[-1] if times else offered
+    return OfferedSession(Ask(one, 6, "fast", 0.0), offered, session, ended, failure is None, failure)
 
 
 def _measure(offered: Sequence[OfferedSession], batches: Sequence[LoggedBatch] = ()) -> Measures:
@@ -45,9 +46,22 @@ def _measure(offered: Sequence[OfferedSession], batches: Sequence[LoggedBatch] =
 
 
 def test_only_sessions_offered_in_the_window_are_judged() -> None:
-    """One before, one in it, one after."""
+    """One before, one in it, one after it."""
     found = _measure([_session(99.0, [99.5]), _session(101.0, [101.5]), _session(110.0, [119.0])])
     assert (found.num_sessions, found.attainment, found.first_token_s.p50) == (1, 1.0, 0.5)
+
+
+def test_sessions_that_the_window_finds_under_way_are_judged() -> None:
+    """Those that have not ended included: a server that is stuck is offered nothing else."""
+    dragging = _session(99.0, [99.5, 100.5])
+    stuck = replace(_session(99.0, []), ended=None, finished=False)
+    found = _measure([dragging, stuck, _session(98.0, [99.9])])
+    assert (found.num_sessions, found.attainment) == (2, 0.5)
+
+
+def test_a_load_under_which_nobody_was_judged_is_not_served() -> None:
+    """Though nobody was late."""
+    assert not _measure([]).passes(0.95)
 
 
 def test_sessions_that_were_refused_or_late_are_missed() -> None:

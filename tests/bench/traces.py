@@ -30,8 +30,8 @@ def record(prompt: int, num_prompt: int = 8, num_output: int = 6) -> TraceRecord
     return TraceRecord(prompt, f"#{prompt}", tokens, num_prompt, tuple(chains), 0.01, 0.01)
 
 
-def records(number: int = 4) -> list[TraceRecord]:
-    return [record(index, num_prompt=8 + index) for index in range(number)]
+def records(number: int = 4, num_output: int = 6) -> list[TraceRecord]:
+    return [record(index, 8 + index, num_output) for index in range(number)]
 
 
 def demo_header() -> TraceHeader:
@@ -40,14 +40,14 @@ def demo_header() -> TraceHeader:
     return replace(header(), pair=replace(PAIR, vocabulary=own))
 
 
-def save_trace(path: Path, number: int = 4) -> Path:
+def save_trace(path: Path, num_output: int = 32) -> Path:
     writer = TraceWriter(path, demo_header())
-    for one in records(number):
+    for one in records(num_output=num_output):
         writer.append(one)
     return path
 
 
-def save_times(path: Path, milliseconds: float = 1.0) -> Path:
+def save_times(path: Path, milliseconds: float = 4.0) -> Path:
     """Batches of one length, whatever they hold."""
     samples = calibration_samples(BatchTimeModel(milliseconds / 1e3, 0.0).predict)
     replace(CALIBRATION, samples=samples).save(path)

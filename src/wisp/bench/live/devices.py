@@ -66,6 +66,8 @@ class OfferedSession:
     ask: Ask
     offered: float
     session: Session
+    ended: float | None = None
+    """None: it has not, or was cut off."""
     finished: bool = False
     failure: str | None = None
     """Name of the error that ended it."""
@@ -133,17 +135,16 @@ class EmulatedDevice:
         generation = self._device.generation(*self._request(ask))
         offered = OfferedSession(ask, generation.session.started, generation.session)
         self.offered.append(offered)
+        pause = 0.0
         try:
             async for _ in generate(generation):
                 pass
-        except ServerBusy as busy:
-            offered.failure = type(busy).__name__
-            return busy.retry_after
+            offered.finished = True
         except WispError as error:
             offered.failure = type(error).__name__
-        else:
-            offered.finished = True
-        return 0.0
+            pause = error.retry_after if isinstance(error, ServerBusy) else 0.0
+        offered.ended = self._device.clock()
+        return pause
 
     def _request(self, ask: Ask) -> tuple[Sequence[TokenId], GenerationSettings, int]:
         header, record = self.models.header, ask.record

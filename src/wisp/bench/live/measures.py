@@ -25,10 +25,18 @@ from wisp.policy.batch_time import BatchShape, BatchTime
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The time that is judged, by the clock that driver and server share; seconds."""
+    """The time that is judged, by the clock that driver and server share; seconds.
+
+    Judged are the sessions offered in it, and those that it finds under way: a device whose session drags on offers no
+    other, and a server that is stuck would be judged by nobody.
+    """
 
     start: float
     end: float
+
+    def judges(self, one: OfferedSession) -> bool:
+        under_way = one.offered < self.start and (one.ended is None or one.ended >= self.start)
+        return under_way or self.holds(one.offered)
 
     def holds(self, time: float) -> bool:
         return self.start <= time < self.end
@@ -64,7 +72,7 @@ class DriverLoad:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Rates and times are of the judged window; attainment, drafting and first tokens of the sessions offered in it."""
+    """Rates and times are of the judged window; attainment, drafting and first tokens of the sessions judged in it."""
 
     num_sessions: int
     num_unfinished: int
@@ -102,8 +110,8 @@ class Measures:
     """Median of the time that batches took over what the batch times say; None: no batch times are known."""
 
     def passes(self, level: float) -> bool:
-        """Whether this load is served."""
-        return within_capacity(self.attainment, self.attainment_by_class, level)
+        """Whether this load is served; nobody judged, nobody served."""
+        return self.num_sessions > 0 and within_capacity(self.attainment, self.attainment_by_class, level)
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -129,7 +137,7 @@ def measure(
     batch_time: BatchTime | None,
 ) -> Measures:
     """Add up a point. `batch_time` is what a batch is expected to last, for interference."""
-    judged = [one for one in offered if window.holds(one.offered)]
+    judged = [one for one in offered if window.judges(one)]
     outcomes = [_outcome(one) for one in judged]
     failures = [one.failure for one in judged if one.failure is not None]
     drafting = summarise_drafting(record for one in judged for record in one.session.records)

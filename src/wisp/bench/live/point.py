@@ -143,12 +143,7 @@ async def _drive(
 
 
 def _unfinished(devices: Sequence[EmulatedDevice], window: Window) -> list[OfferedSession]:
-    return [
-        one
-        for device in devices
-        for one in device.offered
-        if window.holds(one.offered) and not one.finished and one.failure is None
-    ]
+    return [one for device in devices for one in device.offered if window.judges(one) and one.ended is None]
 
 
 async def _lag(clock: Callable[[], float]) -> float:
