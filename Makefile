@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench proto format clean help
+.PHONY: demo test test-vllm check bench proto format clean help
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed  ## Real models over a real socket: devices draft, the 
 
 test: $(VENV)/.installed  ## The test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: build/vllm-venv/.installed  ## The target engines' contract on vLLM, in an environment of its own
+	build/vllm-venv/bin/python -m pytest tests/engines/vllm $(ARGS)
 
 check: $(VENV)/.installed  ## Style, types and import contracts
 	$(BIN)/ruff check .
@@ -37,6 +40,10 @@ proto:  ## Regenerate the protobuf code after a change of wisp.proto
 
 $(VENV)/.installed: pyproject.toml tools/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash tools/install.sh
+	@touch $@
+
+build/vllm-venv/.installed: pyproject.toml tools/install.sh tools/install_vllm.sh
+	PYTHON=$(PYTHON) VENV=build/vllm-venv bash tools/install_vllm.sh
 	@touch $@
 
 clean:  ## Remove what the commands above made
