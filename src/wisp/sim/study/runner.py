@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 from wisp.errors import ConfigError
 from wisp.sim.capacity import search
@@ -72,12 +73,18 @@ def _run(tasks: list[Task], points: Points, workers: int) -> Iterator[tuple[Task
             yield task, points[task.id]
         return
     # Forked children would inherit the progress display's thread and its locks.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts_to_parent) as pool:
         try:
             yield from _run_in(pool, tasks, points, workers)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What they are at may take minutes, and will be run again.
+            for child in active_children():
+                child.terminate()
             raise
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_in(pool: Executor, tasks: list[Task], points: Points, workers: int) -> Iterator[tuple[Task, Point]]:
