@@ -21,6 +21,7 @@ def model_card(
     context_length: int,
     dtype: str,
     device: str,
+    weights: str = "",
 ) -> ModelCard:
     """The card; `settings` are what the model's generation config says."""
     return ModelCard(
@@ -37,6 +38,7 @@ def model_card(
         ),
         dtype=dtype,
         device=device,
+        weights=weights,
     )
 
 

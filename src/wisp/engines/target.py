@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -70,7 +70,7 @@ class TransformersTarget:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.card = replace(_card(loaded), weights=weights_fingerprint(loaded.packed.model))
+        self.card = _card(loaded)
         self._packed = loaded.packed
         self._pool = loaded.packed.pool
         self._residency = Residency(self._pool)
@@ -210,6 +210,7 @@ def _card(loaded: LoadedModel) -> ModelCard:
         context_length=loaded.context_length,
         dtype=str(loaded.packed.dtype).removeprefix("torch."),
         device=_device_name(loaded.packed.device),
+        weights=weights_fingerprint(loaded.packed.model),
     )
 
 

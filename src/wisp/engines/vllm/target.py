@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from wisp.engines import card as cards
 from wisp.engines import vocabulary
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
+from wisp.engines.fingerprint import checkpoint_fingerprint
 from wisp.engines.generation import Generation, check_request
 from wisp.engines.sampling import Decision
 from wisp.engines.vllm import versions
@@ -210,4 +211,5 @@ class _Files:
             context_length=facts.context_length,
             dtype=facts.dtype,
             device=facts.device,
+            weights=checkpoint_fingerprint(self.model),
         )
