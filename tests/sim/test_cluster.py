@@ -94,6 +94,17 @@ def test_sessions_of_a_lost_verifier_go_on_elsewhere() -> None:
     assert report.cost.num_positions > without.cost.num_positions
 
 
+@pytest.mark.parametrize("after", [-0.005, 0.005], ids=["last verdict on its way", "close on its way"])
+def test_a_session_that_ends_while_its_verifier_is_lost_is_over(after: float) -> None:
+    """The device has all of its tokens: nothing is opened again."""
+    scenario = replace(BASE, num_verifiers=2, workload=_sessions(0.0, num_output=5))
+    whole = Simulation(scenario, CENTRALIZED, 0)
+    whole.run()
+    end = whole.observer.judged[0].token_times[-1]
+    report = _run(replace(scenario, losses=(VerifierLoss(0, end + after),)), "centralized")
+    assert (report.num_sessions, report.num_unfinished, report.num_resumed) == (1, 0, 0)
+
+
 def test_a_history_that_moves_is_computed_again_to_the_token() -> None:
     """Plain decoding of one session: prompt and output so far, minus the batch that was lost with the verifier."""
     scenario = replace(BASE, num_verifiers=2)

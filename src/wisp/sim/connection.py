@@ -111,6 +111,7 @@ class Connection:
             self.receiver.on_refused(retry_after)
 
     def _lost(self, _: None) -> None:
-        if not self.broken:
+        # A session that ended while the message was on its way is missed by nobody.
+        if not self.broken and self._served is not None:
             self.broken, self._served = True, None
             self.receiver.on_lost()
