@@ -68,7 +68,10 @@ def overload() -> Study:
 
 
 def loss() -> Study:
-    """One of eight verifiers dies, for good or for ten seconds; sessions open again elsewhere."""
+    """One of eight verifiers dies, for good or for ten seconds, and sessions open again elsewhere; devices vanish.
+
+    At one load: who is away for ten seconds misses tokens, whoever serves, so that no fleet counts as served.
+    """
     whole = replace(_cluster(NUM_VERIFIERS), duration=30.0)
     gone = replace(whole, losses=(VerifierLoss(0, LOST_AT),))
     back = replace(whole, losses=(VerifierLoss(0, LOST_AT, BACK_AT),))
@@ -78,10 +81,21 @@ def loss() -> Study:
         "one of 8 lost for 10 s": back,
         "one of 8 lost, placed by hash": replace(gone, placement=PLACEMENTS["hash"]),
         "one of 8 lost, two choices": replace(gone, placement=PLACEMENTS["two-choices"]),
+        **{
+            f"{often:g} disconnections a minute": replace(whole, fleet=replace(whole.fleet, churn=Churn(often / 60.0)))
+            for often in (0.5, 2.0)
+        },
     }
     cells = tuple(Cell(name, scenario) for name, scenario in scenarios.items())
     systems = _systems("centralized-slo", "wisp", "wisp-plus")
-    return Study("loss", "A verifier is lost", cells, systems, SEEDS, Measure(searches=False, of_fleet=(1.0,)))
+    return Study(
+        "loss",
+        "Verifiers that are lost, devices that vanish for 10 s on average",
+        cells,
+        systems,
+        SEEDS,
+        Measure(searches=False, of_fleet=(1.0,)),
+    )
 
 
 def sensitivity() -> Study:
@@ -92,10 +106,6 @@ def sensitivity() -> Study:
         **{f"AUC {auc:g}": _with_acceptance(base, AcceptanceModel(auc=auc)) for auc in (0.55, 0.7, 0.95)},
         "alike neighbours": _with_acceptance(base, AcceptanceModel(persistence=0.7)),
         **{f"jitter {ms} ms": replace(base, fleet=replace(base.fleet, jitter=ms / 1e3)) for ms in (0, 20, 100)},
-        **{
-            f"{often:g} disconnections a minute": replace(base, fleet=replace(base.fleet, churn=Churn(often / 60.0)))
-            for often in (0.5, 2.0)
-        },
     }
     varied = (Cell(name, scenario, like="base") for name, scenario in scenarios.items())
     systems = _systems("centralized-slo", "wisp", "wisp-plus")

@@ -19,7 +19,7 @@ MAP_AXES = ("engine", "context", "SLO", "devices")
 MAP_EDGES = ("fast, near", "slow, near", "fast, far")
 COMPARED = ("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp", "wisp-plus")
 EXPECTED: Mapping[tuple[str, str, str], int] = {
-    ("fast", "256", "3, 6"): 400,
+    ("fast", "256", "3, 6"): 800,
     ("fast", "256", "12"): 150,
     ("fast", "1024", "3, 6"): 130,
     ("fast", "1024", "12"): 90,
