@@ -1,4 +1,4 @@
-"""Prices follow the load: nothing on an idle server, more the more the engine could do for others."""
+"""Prices follow the load: nothing on an idle server; on a saturated one a token of plain decoding costs a token."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.prices import FleetMeter, MeterSettings, TypicalRound
 from wisp.types import Prices
 
-MODEL = BatchTimeModel(0.02, 1e-3, 2e-3, 0.0, 1e-6, 5e-4, ridge_tokens=16.0)
+MODEL = BatchTimeModel(0.05, 1e-3, 2e-3, 0.0, 1e-6, 5e-4, ridge_tokens=15.0)
 SHAPE = BatchShape.of_members([(4, 100)] * 5)
+MANY = 1000
 
 
 def busy(share: float, num_committed: int = 10) -> FleetMeter:
@@ -19,25 +20,37 @@ def busy(share: float, num_committed: int = 10) -> FleetMeter:
     return meter
 
 
+def prices(meter: FleetMeter, now: float, max_requests: int = MANY) -> Prices:
+    return meter.prices(MODEL, now, num_filled=MANY, max_requests=max_requests)
+
+
 def test_an_idle_server_charges_nothing() -> None:
     """Nor does one that is busy for a part of its time, or was busy some time ago."""
-    assert FleetMeter().prices(MODEL, 5.0) == Prices()
-    assert busy(0.3).prices(MODEL, 200.0) == Prices()
-    assert busy(1.0).prices(MODEL, 260.0) == Prices()
+    assert prices(FleetMeter(), 5.0) == Prices()
+    assert prices(busy(0.3), 200.0) == Prices()
+    assert prices(busy(1.0), 260.0) == Prices()
 
 
-def test_a_saturated_server_charges_what_the_time_would_have_committed() -> None:
-    """The value of a second times dT/dn of a position, and times what a request costs beside its positions."""
-    prices = busy(1.0).prices(MODEL, 200.0)
-    assert prices.per_position == pytest.approx(10.0 * 3e-3, rel=0.05)
-    assert prices.per_round == pytest.approx(10.0 * (5e-4 + 100e-6), rel=0.05)
+def test_on_a_saturated_server_a_token_of_plain_decoding_costs_a_token() -> None:
+    """Shared between its position and what its round costs besides, as their times are."""
+    charged = prices(busy(1.0), 200.0)
+    assert charged.per_position + charged.per_round == pytest.approx(1.0, rel=0.06)
+    position = 1e-3 + 2e-3 * 0.8  # 20 positions at a soft corner of 15
+    assert charged.per_round / charged.per_position == pytest.approx((5e-4 + 100e-6) / position)
+
+
+def test_where_few_find_room_in_a_batch_a_round_bears_its_share_of_the_batch() -> None:
+    """So that drafts, which need fewer rounds, cost less than plain decoding."""
+    capped, free = prices(busy(1.0), 200.0, max_requests=5), prices(busy(1.0), 200.0)
+    assert capped.per_round > 2.0 * free.per_round
+    assert capped.per_position + capped.per_round == pytest.approx(free.per_position + free.per_round)
 
 
 def test_prices_rise_with_the_load() -> None:
     """Between idle and saturated."""
-    prices = [busy(share).prices(MODEL, 200.0).per_position * share for share in (0.5, 0.7, 0.85, 1.0)]
-    assert prices == sorted(prices)
-    assert prices[0] < prices[-1] / 4
+    charged = [prices(busy(share), 200.0).per_position for share in (0.5, 0.7, 0.85, 1.0)]
+    assert charged == sorted(charged)
+    assert charged[0] < charged[-1] / 4
 
 
 def test_utilisation_fades() -> None:
@@ -46,6 +59,12 @@ def test_utilisation_fades() -> None:
     assert meter.utilisation(200.0) == pytest.approx(0.6, rel=0.06)
     assert meter.utilisation(210.0) == pytest.approx(0.6 / 2.718, rel=0.06)
     assert meter.utilisation(0.0) == meter.utilisation(200.0)
+
+
+def test_work_is_what_rounds_would_take_in_large_batches() -> None:
+    """However small the batches were that they ran in: 20 positions of 3 ms, five caches of 100 tokens, five rounds."""
+    assert busy(0.6).work(MODEL, 200.0) == pytest.approx(0.06 + 500e-6 + 25e-4, rel=0.06)
+    assert FleetMeter().work(MODEL, 1.0) == 0.0
 
 
 def test_the_typical_round_is_measured() -> None:
@@ -57,6 +76,22 @@ def test_the_typical_round_is_measured() -> None:
 
 
 def test_batches_of_typical_rounds() -> None:
-    """As many as make up the positions asked for, and at least one."""
-    assert TypicalRound(4.0, 100.0, 2.0).batch(20.0) == SHAPE
-    assert TypicalRound(4.0, 100.0, 2.0).batch(0.0) == BatchShape.of_members([(4, 100)])
+    """So many alike."""
+    assert TypicalRound(4.0, 100.0, 2.0).batch(5) == SHAPE
+
+
+@pytest.mark.parametrize("efficiency", [0.2, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("fixed", [0.05, 0.031])
+def test_a_filled_batch_is_as_efficient_as_was_asked_for(efficiency: float, fixed: float) -> None:
+    """What its rounds take in a large batch, over what the batch takes; below the ridge and above it."""
+    model = BatchTimeModel(fixed, 1e-3, 2e-3, 0.0, 1e-6, 5e-4, ridge_tokens=15.0)
+    typical = TypicalRound(1.0, 100.0, 2.0)
+    size = typical.filled(model, efficiency)
+    time = fixed + size * (1e-3 + 100e-6 + 5e-4) + 2e-3 * max(0.0, size - 15.0)
+    assert size * (3e-3 + 100e-6 + 5e-4) / time == pytest.approx(efficiency)
+
+
+def test_where_the_ridge_is_all_that_is_to_be_filled() -> None:
+    """Beyond it a batch takes what its rounds take: nothing is gained by larger ones."""
+    model = BatchTimeModel(0.03, 0.0, 2e-3, ridge_tokens=15.0)
+    assert TypicalRound(3.0, 100.0, 2.0).filled(model, 0.99) == pytest.approx(5.0, rel=0.02)

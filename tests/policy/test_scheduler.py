@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wisp.policy.residency import GONE_AFTER
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
 from wisp.types import Admitted, Batch, Prices, RetryAfter, SessionDemand, VerificationRequest, WaitUntil
 
@@ -110,20 +112,8 @@ def test_admission_counts_sessions() -> None:
     assert scheduler.admit(demands[3], 0.0) == Admitted()
 
 
-def test_the_longest_idle_session_is_evicted_first() -> None:
-    """A batch that needs room takes it from the session that has been idle longest."""
-    scheduler = FCFSScheduler(LIMITS)
-    for name in "abc":
-        scheduler.cached(name, 12, 0.0)
-    scheduler.cached("a", 12, 1.0)
-    scheduler.add(request("d", history=9))
-    batch(scheduler)
-    assert scheduler.evictions() == ("b",)
-    assert scheduler.evictions() == ()
-
-
-def test_waiting_sessions_are_evicted_when_no_idle_one_is_left() -> None:
-    """The last in the queue loses its cache, not its place, and is prefilled anew."""
+def test_whoever_entered_last_makes_room() -> None:
+    """For the growth of a session that was there before; he keeps his place and is prefilled anew."""
     scheduler = FCFSScheduler(replace(LIMITS, max_batch_requests=1))
     scheduler.cached("a", 20, 0.0)
     scheduler.cached("b", 20, 0.0)
@@ -131,8 +121,23 @@ def test_waiting_sessions_are_evicted_when_no_idle_one_is_left() -> None:
     scheduler.add(request("b", history=21, cached=20, draft=1))
     assert [member.request.session_id for member in batch(scheduler).members] == ["a"]
     assert scheduler.evictions() == ("b",)
-    scheduler.cached("a", 21, 0.0)
+    assert scheduler.evictions() == ()
+    scheduler.cached("a", 22, 0.0)
+    assert scheduler.schedule(0.0) == WaitUntil(GONE_AFTER)
+    scheduler.release("a")
     assert batch(scheduler).members[0].num_prefill_tokens == 8
+
+
+def test_who_has_no_room_in_the_cache_waits_and_is_not_overtaken() -> None:
+    """Not by a smaller one that would fit; those in the cache go on."""
+    scheduler = FCFSScheduler(LIMITS)
+    scheduler.cached("a", 20, 0.0)
+    scheduler.add(request("large", history=30))
+    scheduler.add(request("small", history=4))
+    scheduler.add(request("a", history=21, cached=20))
+    assert [member.request.session_id for member in batch(scheduler).members] == ["a"]
+    scheduler.release("a")
+    assert batch(scheduler).members[0].request.session_id == "large"
 
 
 def test_members_that_cannot_fit_the_cache_together_go_one_after_the_other() -> None:
@@ -176,10 +181,16 @@ def test_everything_is_served_once_in_order_and_within_all_limits(shapes: list[t
             resident[name] = cached
             scheduler.cached(name, cached, 0.0)
     served: list[str] = []
+    now = 0.0
     for _ in range(200):
-        decision = scheduler.schedule(0.0)
+        decision = scheduler.schedule(now)
         if isinstance(decision, WaitUntil):
-            break
+            for evicted in scheduler.evictions():
+                resident.pop(evicted)
+            if decision.time == inf:
+                break
+            now = decision.time
+            continue
         for evicted in scheduler.evictions():
             resident.pop(evicted)
         assert 0 < len(decision.members) <= LIMITS.max_batch_requests
@@ -189,7 +200,7 @@ def test_everything_is_served_once_in_order_and_within_all_limits(shapes: list[t
             name = member.request.session_id
             assert member.request.num_cached_tokens == resident.get(name, 0)
             resident[name] = member.request.num_cached_tokens + member.num_new_tokens
-            scheduler.cached(name, resident[name], 0.0)
+            scheduler.cached(name, resident[name], now)
             served += [name] if member.completes else []
         assert sum(resident.values()) <= LIMITS.kv_capacity_tokens
     assert sorted(served, key=int) == [str(index) for index in range(len(shapes))]

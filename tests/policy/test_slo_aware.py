@@ -18,7 +18,7 @@ from wisp.types import SLO, Admitted, Batch, Prices, RetryAfter, SessionDemand, 
 
 MODEL = BatchTimeModel(fixed_s=1.0, per_token_s=0.0, per_token_above_ridge_s=0.25, ridge_tokens=8.0)
 """Eight positions for a second, every further one a quarter of a second; filled at 12 positions, in 2 seconds."""
-EAGER = SLOAwareSettings(lazy_utilisation=2.0, max_age=inf)
+EAGER = SLOAwareSettings(eager=True, max_age=inf)
 """Waits for nobody."""
 LIMITS = SchedulerLimits(max_sessions=64, max_batch_requests=16, max_batch_tokens=64, max_prefill_tokens=16)
 
@@ -58,12 +58,13 @@ def test_urgent_requests_go_first_by_deadline() -> None:
     what = scheduler()
     for name, deadline in (("rich", inf), ("late", 3.0), ("later", 3.5)):
         what.add(request(name, deadline, draft=7 if name == "rich" else 3, survival=(0.9,) * 3))
-    assert names(what.schedule(0.0)) == ["late", "later", "rich"]
+    assert names(what.schedule(0.0)) == ["late", "later"]
+    assert names(what.schedule(1.0)) == ["rich"]
 
 
 def test_the_others_go_by_density() -> None:
-    """Expected tokens per second of engine time, a prompt's prefill included."""
-    what = scheduler(limits=replace(LIMITS, max_batch_requests=2))
+    """Where that is asked for: expected tokens per second of engine time, a prompt's prefill included."""
+    what = scheduler(replace(EAGER, by_density=True), replace(LIMITS, max_batch_requests=2))
     what.add(request("prompt", prefill=15, survival=(0.9, 0.9, 0.9)))
     what.add(request("poor", survival=(0.1, 0.0, 0.0)))
     what.add(request("rich", survival=(0.9, 0.8, 0.7)))
@@ -116,33 +117,36 @@ def test_the_oldest_goes_first_in_the_end() -> None:
 
 
 def test_an_underfilled_batch_waits_while_every_slack_allows() -> None:
-    """Until a request becomes urgent, has waited long enough, or the level is reached."""
-    what = scheduler(replace(EAGER, lazy_utilisation=-1.0, max_wait=3.0))
-    assert what.schedule(0.0) == WaitUntil()
+    """Until a request becomes urgent, has waited long enough, or the level is reached that the load needs."""
     what = lazy()
     assert what.schedule(100.0) == WaitUntil()
-    what.add(request("a", arrival=100.0))
+    what.add(request("a", draft=0, arrival=100.0))
     assert what.schedule(100.0) == WaitUntil(103.0)
-    what.add(request("b", deadline=106.5, arrival=100.0))
-    assert what.schedule(100.0) == WaitUntil(pytest.approx(102.5))
-    what.add(request("c", arrival=101.0))
-    assert names(what.schedule(101.0)) == ["a", "b", "c"]
+    horizon = what._horizon()
+    what.add(request("b", deadline=102.0 + horizon + 0.25, draft=0, arrival=100.0))
+    assert what.schedule(100.0) == WaitUntil(pytest.approx(102.0))
+    for index in range(12):
+        what.add(request(str(index), arrival=101.0))
+    assert names(what.schedule(101.0))[:2] == ["b", "a"]
 
 
 def lazy() -> SLOAwareScheduler:
-    """A scheduler that has been busy for a hundred seconds."""
-    what = scheduler(replace(EAGER, lazy_utilisation=0.5, max_wait=3.0))
+    """A scheduler whose engine has computed large batches for a hundred seconds."""
+    what = scheduler(SLOAwareSettings(max_wait=3.0, max_age=inf), model=replace(MODEL, fixed_s=2.0))
     now = 0.0
     while now < 100.0:
-        what.add(request("busy", draft=3, arrival=now - 99.0))
+        for index in range(8):
+            what.add(request(f"busy {index}", draft=3, arrival=now - 99.0))
         now = run(what, what.schedule(now), now)
+    for index in range(8):
+        what.cancel(f"busy {index}")
     return what
 
 
 def test_the_times_it_names_are_kept() -> None:
     """Asked at the time that it named, it dispatches."""
     what = lazy()
-    what.add(request("a", arrival=100.0))
+    what.add(request("a", draft=0, arrival=100.0))
     decision = what.schedule(100.0)
     assert isinstance(decision, WaitUntil)
     assert names(what.schedule(decision.time)) == ["a"]
@@ -150,7 +154,7 @@ def test_the_times_it_names_are_kept() -> None:
 
 def test_an_idle_engine_waits_for_nobody() -> None:
     """Saving its time would help no one."""
-    what = scheduler(replace(EAGER, lazy_utilisation=0.5))
+    what = scheduler(SLOAwareSettings())
     what.add(request("a"))
     assert names(what.schedule(0.0)) == ["a"]
 
@@ -182,17 +186,17 @@ def test_tails_that_are_not_worth_their_price_are_cut() -> None:
     assert isinstance(decision, Batch)
     assert [member.num_verified for member in decision.members] == [3]
     assert what.prices() == Prices()
-    busy = scheduler(replace(EAGER, max_age=inf))
+    busy = scheduler(EAGER, model=replace(MODEL, per_request_s=0.1))
     now = 0.0
     while now < 60.0:
         for index in range(4):
             busy.add(request(f"busy {index}", arrival=now))
         now = run(busy, busy.schedule(now), now, committed=5)
-    assert 0.05 < busy.prices().per_position < 0.5
+    assert 0.5 < busy.prices().per_position < 0.9
     busy.add(request("a", survival=survival))
     decision = busy.schedule(now)
     assert isinstance(decision, Batch)
-    assert [member.num_verified for member in decision.members] == [2]
+    assert [member.num_verified for member in decision.members] == [1]
 
 
 # Who
@@ -214,40 +218,44 @@ def test_admission_counts_sessions() -> None:
 def test_admission_keeps_the_promises_made() -> None:
     """No more sessions than can be served at their speeds, by the estimate; the first one always starts."""
     what = scheduler()
-    fast = SLO("fast", 1.0, 1.0)
-    answers = [what.admit(SessionDemand(str(index), 1, 1, fast), 0.0) for index in range(5)]
+    fast = SLO("fast", 0.5, 1.0)
+    answers = [what.admit(SessionDemand(str(index), 1, 1, fast), 0.0) for index in range(9)]
     assert answers[:2] == [Admitted()] * 2
     assert isinstance(answers[-1], RetryAfter)
     assert "take all of its time" in answers[-1].reason
     assert scheduler().admit(SessionDemand("a", 1, 1, replace(fast, tokens_per_s=99.0)), 0.0) == Admitted()
 
 
-def test_admission_keeps_within_the_cache() -> None:
-    """Counting what sessions may come to, a setting times."""
+def test_admission_asks_how_long_the_cache_stays_full() -> None:
+    """A session that would find room too late for its first token is refused; what clients allow at most is no matter."""
+    slo = SLO("patient", 1e-6, 10.0)
     what = scheduler(limits=replace(LIMITS, kv_capacity_tokens=1000))
-    answers = [what.admit(SessionDemand(str(index), 600, 400), 0.0) for index in range(3)]
-    assert answers[:2] == [Admitted()] * 2
-    assert isinstance(answers[2], RetryAfter)
-    assert "take all of its KV cache" in answers[2].reason
+    assert what.admit(SessionDemand("a", 900, 1 << 20, slo), 0.0) == Admitted()
+    what.add(request("a", num_history_tokens=900, num_cached_tokens=0))
+    assert what.admit(SessionDemand("b", 60, 1 << 20, slo), 0.0) == Admitted()
+    assert what.admit(SessionDemand("c", 600, 1, slo), 0.0) == Admitted(), "900 entered in the last 10 s"
+    refused = what.admit(SessionDemand("d", 600, 1, slo), 0.0)
+    assert isinstance(refused, RetryAfter)
+    assert "its KV cache is full" in refused.reason
+    assert what.admit(SessionDemand("e", 600, 1), 0.0) == Admitted(), "it has no deadline"
 
 
-def test_evicted_waiting_requests_are_prefilled_anew() -> None:
-    """Idle sessions go first; a waiting one loses its cache, not its place."""
-    what = scheduler(limits=replace(LIMITS, kv_capacity_tokens=250, max_batch_requests=1))
-    what.cached("idle", 10, 0.0)
-    for name, deadline in (("a", 1.0), ("b", 90.0)):
+def test_requests_wait_for_room_in_the_cache_and_nobody_overtakes() -> None:
+    """Those in it go on; whoever is evicted is the first to enter again, and is prefilled anew."""
+    what = scheduler(limits=replace(LIMITS, kv_capacity_tokens=250))
+    for name in ("a", "b"):
         what.cached(name, 120, 0.0)
-        what.add(request(name, deadline, num_history_tokens=121, num_cached_tokens=120, draft=7))
+        what.add(request(name, 90.0, num_history_tokens=121, num_cached_tokens=120, draft=6))
+    what.add(request("c", num_history_tokens=9, num_cached_tokens=0))
     assert names(what.schedule(0.0)) == ["a"]
-    assert what.evictions() == ("idle",)
-    assert what.evictions() == ()
-    what.cached("a", 128, 1.0)
-    what.add(request("a", 2.0, num_history_tokens=129, num_cached_tokens=128, draft=3))
-    assert names(what.schedule(1.0)) == ["a"]
     assert what.evictions() == ("b",)
-    what.cached("a", 130, 2.0)
+    assert what.evictions() == ()
+    what.cached("a", 127, 1.0)
+    assert isinstance(what.schedule(1.0), WaitUntil)
+    what.release("a")
     decision = what.schedule(2.0)
     assert isinstance(decision, Batch)
+    assert names(decision)[0] == "b"
     assert decision.members[0].num_prefill_tokens == LIMITS.max_prefill_tokens
 
 
@@ -316,7 +324,7 @@ def test_every_request_is_served_once_within_the_budgets(
     shapes: list[tuple[float, int, int, float]], waits: bool
 ) -> None:
     """Hopeless, poor and patient ones included; equals in the order of their arrival."""
-    settings = SLOAwareSettings(lazy_utilisation=-1.0 if waits else 2.0)
+    settings = SLOAwareSettings(eager=not waits)
     what = scheduler(settings, replace(LIMITS, kv_capacity_tokens=120))
     served = serve(what, shapes, within_limits)
     assert sorted(served, key=int) == [str(index) for index in range(len(shapes))]

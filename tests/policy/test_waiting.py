@@ -51,8 +51,8 @@ def test_what_moved_often_does_not_pile_up() -> None:
 def test_tokens_and_lanes_are_kept() -> None:
     """Positions are counted as requests come, progress and go; a request that is given up is in one lane only."""
     waiting = WaitingRequests()
-    waiting.add(request("a"), 1.0)
-    waiting.add(request("b"), 2.0)
+    waiting.add(request("a"), 1.0, inf)
+    waiting.add(request("b"), 2.0, inf)
     assert (len(waiting), waiting.num_tokens) == (2, 16)
     waiting.update(request("a", cached=9), 3.0)
     assert waiting.num_tokens == 11
@@ -78,7 +78,7 @@ def test_orders_equal_a_sort(operations: list[tuple[str, str, int]]) -> None:
     waiting, density, places = WaitingRequests(), {}, {}
     for number, (what, name, value) in enumerate(operations):
         if what == "add":
-            waiting.add(request(name, deadline=value), value)
+            waiting.add(request(name, deadline=value), value, value)
             density[name], places[name] = value, number
         elif what == "update" and name in density:
             waiting.update(waiting.requests[name], value)

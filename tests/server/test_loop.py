@@ -16,6 +16,7 @@ from tests.server.device import PROMPT, draft, generation
 from tests.virtual_time import VirtualEngineTime, run
 from wisp.engines.base import StepMember, StepOutcome
 from wisp.errors import EngineError, InvalidRequest, WispError
+from wisp.policy.residency import GONE_AFTER
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
 from wisp.server.loop import BatchRecord, EngineThread, Round, VerificationLoop
 from wisp.types import Batch, GenerationRequest, Hints, Prices, SessionDemand, WaitUntil
@@ -197,10 +198,10 @@ def test_evictions_come_before_the_batch_that_needs_the_room() -> None:
             for name in "ab":
                 await it.open(name, generation(bytes(name * 16, "ascii")))
                 it.submit(name)
-                await asyncio.sleep(2 * STEP_TIME)
+                await asyncio.sleep(GONE_AFTER + 2 * STEP_TIME)
             assert it.target.num_cached_tokens("a") == 0
             it.submit("a")
-            await asyncio.sleep(2 * STEP_TIME)
+            await asyncio.sleep(GONE_AFTER + 2 * STEP_TIME)
             assert it.target.steps[-1] == (StepMember("a", 16, ()),)
             assert it.target.num_cached_tokens("b") == 0
             assert [name for _, name in it.outcomes] == ["a", "b", "a"]

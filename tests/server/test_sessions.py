@@ -39,7 +39,7 @@ def test_a_draft_is_answered_by_one_final_verdict() -> None:
             (verdict,) = device.bodies()
             assert summary(verdict) == (1, N, OUTPUT[2], True)
             assert (verdict.session, verdict.epoch, verdict.num_verified, verdict.num_accepted) == (5, 1, 3, 2)
-            assert verdict.verification_time == STEP_TIME
+            assert verdict.verification_time == pytest.approx(STEP_TIME)
 
     run(main())
 

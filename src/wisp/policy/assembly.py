@@ -14,7 +14,7 @@ from wisp.policy.batch_time import BatchShape
 from wisp.policy.scheduler import SchedulerLimits, fit
 from wisp.types import BatchMember, SessionId, VerificationRequest
 
-_CHUNKS = (1, 4, 16)
+_CHUNKS = (1, 2, 4, 8, 16)
 """A prompt's chunk is cut to these fractions where all of it would take too long."""
 
 
@@ -69,10 +69,12 @@ class Assembly:
 
     def _try(self, member: BatchMember, time_left: float) -> bool:
         shape = self._shape_with(member)
-        allowed = min(self._time_left, time_left) if member.completes else self._time_left
-        if self._time_of(shape) > allowed:
+        own = time_left if member.completes else inf
+        # Only the first verification is not bound by what protects others: somebody has to be served.
+        others = self._time_left if self.members or member.num_prefill_tokens else inf
+        if self._time_of(shape) > min(others, own):
             return False
-        self._time_left = allowed
+        self._time_left = min(self._time_left, own)
         self._take(member, shape)
         return True
 

@@ -136,6 +136,10 @@ class BatchTimeModel:
         """Seconds that a request on `num_cached` tokens costs before its first position: reading its cache, overhead."""
         return self.per_request_s + self.per_cached_s * num_cached
 
+    def large_position_time(self, num_cached: float) -> float:
+        """dT/dn of a request with so many cached tokens in a large batch."""
+        return self.per_token_s + self.per_token_above_ridge_s + self.per_attended_s * num_cached
+
     @property
     def fill_tokens(self) -> float:
         """Positions at which a batch stops being mostly overhead: the ridge; without one, where a + f = b*N."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Protocol
 
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE, AcceptancePredictor
@@ -49,8 +49,14 @@ class RoundContext:
     """Queue and verification of a round whose history is cached, smoothed."""
     plain_token_time: float = 0.0
     """Per token of plain decoding."""
+    batch_time: float = 0.0
+    """Of a verification alone, smoothed: the server's time for whoever need not wait."""
     tokens_since_draft: int = 0
     """Committed since something was last drafted."""
+    slo_speed: float = 0.0
+    """Tokens per second that the session's service level asks for; 0: nothing."""
+    time_left: float = inf
+    """From the round's start to the playback deadline of the next token."""
 
 
 class StopRule(Protocol):

@@ -58,13 +58,14 @@ class Measurements:
         if first:
             context.first_token_time = self._smooth(context.first_token_time, elapsed)
 
-    def answered(self, elapsed: float, server_time: float, *, cached: bool) -> None:
-        """Take the time from a request to its first verdict, `server_time` of it spent in the server.
+    def answered(self, elapsed: float, queue_time: float, batch_time: float, *, cached: bool) -> None:
+        """Take the time from a request to its first verdict, what of it was spent in the server's queue and in a batch.
 
         `cached`: the server had not to read the session's history first, which no later round pays for.
         """
-        context = self.context
+        context, server_time = self.context, queue_time + batch_time
         context.rtt = self._smooth(context.rtt, max(elapsed - server_time, 0.0))
+        context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
             context.server_time = self._smooth(context.server_time, server_time)
         self._expect_plain_token()

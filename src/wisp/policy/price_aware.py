@@ -41,6 +41,8 @@ from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
 _PERSISTENCE = 0.5
+_ROUND_BATCHES = 1.5
+"""Batches that a draft takes in a server where it need not wait: the rest of the one that runs, and its own."""
 _CERTAIN = 1e-6
 """Estimates stay this far from 0 and 1."""
 
@@ -54,6 +56,8 @@ class PriceAware(StopRule):
     """None: the drafter's own top probability stands in."""
     optimism: float = 4.0
     """Accepted tokens that a session is credited with when it decides whether to draft at all (o)."""
+    late_cost: float = 0.7
+    """Share of plain decoding's price per token below which even a session drafts that is late by it."""
     probe_share: float = 0.01
     """Of its tokens that a session may lose by drafting against its estimates (s)."""
 
@@ -70,7 +74,7 @@ class PriceAware(StopRule):
             return self._begins(context)
         if not _round_time(context):
             return False  # one token is enough to find out
-        if self._too_late(len(stats), context):
+        if self._late(len(stats), context) and not self._affordable(len(stats), context):
             return False
         chances = self._chances(stats, context)
         survival = _survival(chances)[-1] * self._next(chances[-1], context)
@@ -85,16 +89,41 @@ class PriceAware(StopRule):
         """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
         if not context.plain_token_time:
             return True
-        if self._too_late(0, context):
+        if not self._affordable(0, context):
+            return False
+        plain = _plain(context)
+        if self._drafted(context.acceptance, context) > plain:
+            return True
+        if self._late(0, context, spare=2.0):
             return False
         judged = context.num_judged + self.optimism
         hoped = (context.acceptance * context.num_judged + self.optimism) / judged if judged else context.acceptance
-        return self._drafted(hoped, context) > _plain(context) or self._probes(context)
+        return self._drafted(hoped, context) > plain or self._probes(context)
 
-    def _too_late(self, num_drafted: int, context: RoundContext) -> bool:
-        """Whether one more token would make the verdict miss a deadline that plain decoding may keep."""
+    def _late(self, num_drafted: int, context: RoundContext, spare: float = 1.0) -> bool:
+        """Whether the verdict on a draft of one more token is likely to miss its deadline, at `spare` times its time."""
         elapsed = _first_token_time(context) + num_drafted * context.token_time + _round_time(context)
-        return context.time_left < elapsed and context.plain_token_time < elapsed
+        return context.time_left < spare * elapsed
+
+    def _affordable(self, num_drafted: int, context: RoundContext) -> bool:
+        """Whether the session may draft one more token.
+
+        It must not fall behind its service level by it, if neither drafts nor plain decoding wait in the server; who is
+        late by it must catch up. Or drafts cost the server far less than plain decoding.
+        """
+        late = self._late(num_drafted, context)
+        if not late and not context.slo_speed:
+            return True
+        prices, power, committed, num_tokens, fastest = context.prices, 1.0, 1.0, 0, 0.0
+        elapsed = _first_token_time(context) + context.rtt + _ROUND_BATCHES * context.batch_time
+        while num_tokens < self.max_tokens and (power := power * context.acceptance) > prices.per_position:
+            num_tokens, committed = num_tokens + 1, committed + power
+            fastest = max(fastest, committed / elapsed)
+            elapsed += context.token_time
+        cost = prices.per_round + (num_tokens + 1) * prices.per_position
+        if cost < self.late_cost * (prices.per_round + prices.per_position) * committed:
+            return True
+        return fastest > context.slo_speed and not (late and fastest * context.batch_time < 1.0)
 
     def _probes(self, context: RoundContext) -> bool:
         prices, elapsed = context.prices, _first_token_time(context) + _round_time(context)

@@ -38,11 +38,21 @@ class TypicalRound:
     num_cached: float = 256.0
     num_committed: float = 2.0
 
-    def batch(self, num_tokens: float) -> BatchShape:
-        """The shape of a batch of such rounds with about `num_tokens` positions."""
-        size = max(1, round(num_tokens / self.num_new))
+    def batch(self, size: int) -> BatchShape:
+        """The shape of a batch of `size` such rounds."""
         new, cached = max(1, round(self.num_new)), round(self.num_cached)
         return BatchShape(size * new, size * new * (cached + new / 2), size * cached, size)
+
+    def filled(self, model: BatchTimeModel, efficiency: float) -> float:
+        """How many such rounds fill a batch to this efficiency: what they take in a large batch, over the batch's time."""
+        large = model.large_position_time(self.num_cached) * self.num_new + model.round_time(self.num_cached)
+        small = large - model.per_token_above_ridge_s * self.num_new
+        below = efficiency * model.fixed_s / max(large - efficiency * small, 1e-12)
+        ridge = model.ridge_tokens / self.num_new
+        if below <= ridge or model.per_token_above_ridge_s == 0.0:
+            return below
+        own = max(0.0, model.fixed_s - model.per_token_above_ridge_s * model.ridge_tokens)
+        return max(ridge, efficiency / (1.0 - efficiency) * own / max(large, 1e-12))
 
 
 class FleetMeter:
@@ -68,6 +78,13 @@ class FleetMeter:
         """Share of the recent time that the engine was busy; the time before the first batch counts as idle."""
         return min(1.0, self._busy * self._fading(now) / self._settings.memory)
 
+    def work(self, model: BatchTimeModel, now: float) -> float:
+        """Share of the recent time that its rounds would take in large batches."""
+        _, *sums = self._work.tolist()
+        position = model.per_token_s + model.per_token_above_ridge_s
+        times = (position, model.per_attended_s, model.per_cached_s, model.per_request_s)
+        return float(np.dot(sums, times)) * self._fading(now) / self._settings.memory
+
     @property
     def typical(self) -> TypicalRound:
         """The recent mean round."""
@@ -77,18 +94,19 @@ class FleetMeter:
         committed = max(1.0, self._committed / self._rounds)
         return TypicalRound(max(1.0, new / self._rounds), cached / requests, committed)
 
-    def prices(self, model: BatchTimeModel, now: float) -> Prices:
-        """Of a position and of a round."""
+    def prices(self, model: BatchTimeModel, now: float, num_filled: float, max_requests: int) -> Prices:
+        """Of a position and of a round, where at most `max_requests` of `num_filled` rounds find room in a batch."""
         free = self._settings.free_utilisation
         pressure = max(0.0, (self.utilisation(now) - free) / (1.0 - free))
-        if pressure == 0.0:
+        if pressure == 0.0 or self._rounds < 1.0:
             return Prices()
-        rate = pressure * self._committed / self._busy
         batches, new, attended, cached, requests = self._work.tolist()
-        mean = BatchShape(
-            round(new / batches), attended / batches, round(cached / batches), max(1, round(requests / batches))
-        )
-        return Prices(rate * model.position_time(mean), rate * model.round_time(cached / requests))
+        mean = BatchShape(round(new / batches), attended / batches, round(cached / batches), round(requests / batches))
+        position, extra = model.marginal_position_time(mean), model.round_time(cached / requests)
+        own = model.predict(mean) - position * mean.num_new - extra * mean.num_requests
+        extra += max(0.0, own) * max(0.0, 1.0 / max_requests - 1.0 / max(num_filled, 1.0))
+        unit = pressure / max(position + extra, 1e-12)
+        return Prices(unit * position, unit * extra)
 
     def _fading(self, now: float) -> float:
         return math.exp(min(0.0, self._now - now) / self._settings.memory)

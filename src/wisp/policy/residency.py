@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container
-from math import inf
+from math import exp, inf
 
 from wisp.types import BatchMember, SessionId, VerificationRequest
 
@@ -20,6 +20,8 @@ RESERVE = 0.02
 """Of the cache, kept free for growth when a session enters, where nothing else is asked for."""
 GONE_AFTER = 10.0
 """Seconds without a request or a batch after which a session makes room for one that enters."""
+_MEMORY = 10.0
+"""Seconds after which an entry counts for 1/e in the rate of entries."""
 
 
 class KVResidency:
@@ -36,6 +38,9 @@ class KVResidency:
         """When a session was last heard of, the longest idle first."""
         self._total = 0
         self._evicted: list[SessionId] = []
+        self._entered = 0.0
+        """Tokens that entered lately, the older ones counting for less."""
+        self._entered_at = 0.0
 
     def __contains__(self, session_id: SessionId) -> bool:
         return session_id in self._held
@@ -48,6 +53,8 @@ class KVResidency:
                 return False
         self._promised[request.session_id] = needed
         self._hold(request.session_id, needed, now)
+        self._entered = self._entered * self._fading(now) + needed
+        self._entered_at = now
         return True
 
     def note(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
@@ -81,9 +88,20 @@ class KVResidency:
         evicted, self._evicted = tuple(self._evicted), []
         return evicted
 
-    def gone_at(self) -> float:
-        """When the longest idle session counts as gone; inf: there is none."""
-        return next(iter(self._active.values()), inf) + GONE_AFTER
+    def next_gone(self, now: float) -> float:
+        """When the longest idle session is going to count as gone; inf: it does already, or there is none."""
+        gone = next(iter(self._active.values()), inf) + GONE_AFTER
+        return gone if gone > now else inf
+
+    def time_to_enter(self, num_tokens: int, now: float) -> float:
+        """Seconds until sessions of so many tokens, all together, have entered: at the rate of late where it is full."""
+        lacking = self._total + num_tokens - self._entry_limit
+        if lacking <= 0.0:
+            return 0.0
+        return min(lacking, num_tokens) / max(self._entered * self._fading(now) / _MEMORY, 1e-9)
+
+    def _fading(self, now: float) -> float:
+        return exp(min(0.0, self._entered_at - now) / _MEMORY)
 
     def _hold(self, session_id: SessionId, num_tokens: int, now: float) -> None:
         self._total += num_tokens - self._held.get(session_id, 0)

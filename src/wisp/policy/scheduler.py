@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import inf
 from typing import Protocol
 
@@ -123,16 +122,17 @@ class FCFSScheduler:
         self._waiting.pop(session_id, None)
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
-        self._residency.note(session_id, num_cached_tokens)
+        self._residency.note(session_id, num_cached_tokens, now)
 
     def schedule(self, now: float) -> Batch | WaitUntil:
-        members = list(self._choose())
-        self._evicting = self._residency.make_room(members, self._waiting)
+        members = list(self._choose(now))
+        self._residency.make_room(members)
+        self._evicting = self._residency.take_evicted()
         for session_id in self._evicting:
             if session_id in self._waiting:
                 self._waiting[session_id] = self._limits.left_cached(self._waiting[session_id])
         if not members:
-            return WaitUntil()
+            return WaitUntil(self._residency.next_gone(now) if self._waiting else inf)
         for member in members:
             self._take(member)
         return Batch(tuple(members))
@@ -147,13 +147,19 @@ class FCFSScheduler:
     def prices(self) -> Prices:
         return Prices()
 
-    def _choose(self) -> Iterator[BatchMember]:
-        """Members in the order of arrival, within the limits of a batch."""
+    def _choose(self, now: float) -> Iterator[BatchMember]:
+        """Members in the order of arrival, within the limits of a batch; who enters the cache waits for his turn."""
         tokens, prefill = self._limits.max_batch_tokens, self._limits.max_prefill_tokens
-        for request in islice(self._waiting.values(), self._most_members()):
-            member = fit(request, request.num_draft_tokens, tokens, prefill)
+        room, cache_full = self._most_members(), False
+        for request in self._waiting.values():
+            if request.session_id not in self._residency:
+                cache_full = cache_full or not self._residency.enter(request, now, self._waiting)
+                if cache_full:
+                    continue
+            member = fit(request, request.num_draft_tokens, tokens, prefill) if room else None
             if member is None:
                 return
+            room -= 1
             tokens -= member.num_new_tokens
             prefill -= member.num_prefill_tokens
             yield member

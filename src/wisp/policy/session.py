@@ -140,6 +140,8 @@ class Session:
         self._drop_draft()
         self._num_drafted = self._round_tokens = 0
         self._round_started = self._last_draft_at = now
+        self.measured.context.time_left = self.time_left(now)
+        self.measured.context.slo_speed = 0.0 if self.slo is None else self.slo.tokens_per_s
         self._plain = not self.token_times
         self._longest_draft = 0 if self._plain else min(self.settings.max_draft_tokens, self.tokens_left - 1)
 
@@ -247,7 +249,7 @@ class Session:
         if num_committed:
             context.prices = hints.prices
             if not self._answered:
-                measured.answered(elapsed, hints.queue_time + hints.verification_time, cached=self._cached)
+                measured.answered(elapsed, hints.queue_time, hints.verification_time, cached=self._cached)
         self._round_tokens += num_committed
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:

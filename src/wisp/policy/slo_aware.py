@@ -19,6 +19,7 @@ Who:    sessions are admitted while those there can be served at their speeds, b
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -28,9 +29,9 @@ from typing import Protocol
 from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.prices import FleetMeter
-from wisp.policy.residency import KVResidency
+from wisp.policy.residency import RESERVE, KVResidency
 from wisp.policy.scheduler import SchedulerLimits
-from wisp.policy.waiting import WaitingRequests
+from wisp.policy.waiting import Order, WaitingRequests
 from wisp.types import (
     Admitted,
     Batch,
@@ -42,6 +43,9 @@ from wisp.types import (
     VerificationRequest,
     WaitUntil,
 )
+
+_LEAST_FILL = 0.05
+"""To which batches are filled on an idle server."""
 
 
 class BatchTimeEstimator(Protocol):
@@ -63,20 +67,26 @@ class BatchTimeEstimator(Protocol):
 class SLOAwareSettings:
     """The thresholds of the rule above."""
 
-    fill: float = 1.5
-    """Level to which batches are filled while there is time, in units of the fitted ridge."""
+    fill: float = 0.85
+    """Level to which batches are filled while there is time: the share of their time that is not the batch's own."""
+    target_utilisation: float = 0.9
+    """Batches are filled no further than what keeps the engine busy for this share of the time."""
     max_wait: float = 0.25
     """Seconds that a request waits for company at most."""
-    lazy_utilisation: float = 0.5
-    """Below this share of busy time the engine waits for nobody; above 1: it never waits."""
+    eager: bool = False
+    """Whether the engine never waits for a fuller batch."""
+    by_density: bool = False
+    """Whether requests that are not urgent go by density (the paper's rule), and not by deadline as well."""
     trims: bool = True
     """Whether drafts are cut where their survival falls below the price of a position."""
     max_age: float = 5.0
     """Seconds after which a request goes first, whatever its deadline and density."""
     max_load: float = 0.9
     """Share of the engine's time that admitted sessions may need at their speeds."""
-    kv_overcommit: float = 2.0
-    """Tokens that admitted sessions may come to, in units of the KV cache: idle ones are evicted."""
+    max_entry_wait: float = 0.8
+    """Share of its first token's time limit that a new session may have to wait for room in the KV cache."""
+    kv_reserve: float = RESERVE
+    """Share of the KV cache that is kept free for growth when a session enters."""
     max_skipped: int = 32
     """Requests that did not fit, after which a batch looks for no others of their kind."""
     max_given_up: int = 128
@@ -99,32 +109,33 @@ class SLOAwareScheduler:
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
         self._sessions: dict[SessionId, SessionDemand] = {}
-        self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied)
+        self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
+        """Requests that wait for room in the KV cache."""
+        self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
         self._evicting: tuple[SessionId, ...] = ()
         self._now = 0.0
-        self._fastest = 0.0  # tokens per second, of all sessions
+        self._away = Order()
+        """Sessions that are drafting, by when their next verdict is probably due."""
 
     # Sessions
 
     def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
-        reason = None if session.session_id in self._sessions else self._objection(session)
+        reason = None if session.session_id in self._sessions else self._objection(session, now)
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
         self._sessions[session.session_id] = session
-        self._fastest = max(self._fastest, _tokens_per_s(session))
         return Admitted()
 
     def release(self, session_id: SessionId) -> None:
         self.cancel(session_id)
-        gone = self._sessions.pop(session_id, None)
-        if gone is not None and _tokens_per_s(gone) == self._fastest:
-            self._fastest = max(map(_tokens_per_s, self._sessions.values()), default=0.0)
+        self._sessions.pop(session_id, None)
+        self._away.discard(session_id)
         self._residency.forget(session_id)
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
-        self._residency.note(session_id, num_cached_tokens)
+        self._residency.note(session_id, num_cached_tokens, now)
 
-    def _objection(self, session: SessionDemand) -> str | None:
+    def _objection(self, session: SessionDemand, now: float) -> str | None:
         """Why a session may not start; the first one always may."""
         if len(self._sessions) >= self._limits.max_sessions:
             return f"all {self._limits.max_sessions} sessions are taken"
@@ -133,27 +144,56 @@ class SLOAwareScheduler:
         demands = [*self._sessions.values(), session]
         if sum(map(_tokens_per_s, demands)) * self._time_per_token() > self._settings.max_load:
             return f"the {len(self._sessions)} sessions it has take all of its time"
-        tokens = sum(demand.num_history_tokens + demand.max_new_tokens for demand in demands)
-        if tokens > self._settings.kv_overcommit * self._limits.kv_capacity_tokens:
-            return f"the {len(self._sessions)} sessions it has take all of its KV cache"
+        if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
+            return f"its KV cache is full, and others of the {len(self._sessions)} sessions wait for room in it"
         return None
+
+    def _entry_wait(self, session: SessionDemand, now: float) -> float:
+        """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
+        outside = (one.num_history_tokens for one in self._sessions.values() if one.session_id not in self._residency)
+        return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
         """Seconds of engine time that a committed token takes in a filled batch."""
-        typical = self._meter.typical
-        shape = self._fill_shape()
-        return self.estimator.predict(shape) / (shape.num_requests * typical.num_committed)
+        shape = self._filled(self._settings.fill)
+        return self.estimator.predict(shape) / (shape.num_requests * self._meter.typical.num_committed)
 
     # The queue
 
     def add(self, request: VerificationRequest) -> None:
-        self._waiting.add(request, self._density(request))
+        self.cancel(request.session_id)
+        self._away.discard(request.session_id)
+        if request.session_id in self._residency:
+            self._wait(request)
+            return
+        self._entering[request.session_id] = request
+        self._enter(max(request.arrival, self._now))
 
     def cancel(self, session_id: SessionId) -> None:
         self._waiting.remove(session_id)
+        self._entering.pop(session_id, None)
+
+    def _enter(self, now: float) -> None:
+        """Let requests join the queue whose sessions fit the KV cache, nobody overtaking another."""
+        while self._entering:
+            request = next(iter(self._entering.values()))
+            if not self._residency.enter(request, now, self._waiting.requests):
+                return
+            del self._entering[request.session_id]
+            self._wait(request)
+
+    def _wait(self, request: VerificationRequest) -> None:
+        self._waiting.add(request, self._density(request), self._latest_start(request))
+
+    def _latest_start(self, request: VerificationRequest) -> float:
+        """Its deadline, less what it takes to compute its positions in large batches."""
+        work = request.num_prefill_tokens + 1 + request.num_draft_tokens
+        return request.deadline - self.estimator.model.large_position_time(request.num_cached_tokens) * work
 
     def _density(self, request: VerificationRequest) -> float:
         """Tokens that it is expected to commit per second that it adds to a filled batch, its prefill included."""
+        if not self._settings.by_density:
+            return 0.0
         shape = self._fill_shape()
         num_new = request.num_prefill_tokens + 1 + request.num_draft_tokens
         model = self.estimator.model
@@ -163,23 +203,27 @@ class SLOAwareScheduler:
     # Batches
 
     def schedule(self, now: float) -> Batch | WaitUntil:
-        self._now = now
+        self._now = max(now, self._now)
+        self._enter(now)
         until = self._dispatch_time(now)
         if until > now:
-            return WaitUntil(until)
+            self._evicting = self._residency.take_evicted()
+            return WaitUntil(min(until, self._residency.next_gone(now)) if self._entering else until)
         members = list(self._compose(now))
         self._waiting.put_back()
         self._make_room(members)
         for member in members:
             self._take(member)
-        return Batch(tuple(members)) if members else WaitUntil()
+        return Batch(tuple(members)) if members else WaitUntil(self._residency.next_gone(now))
 
     def evictions(self) -> tuple[SessionId, ...]:
         evicting, self._evicting = self._evicting, ()
         return evicting
 
     def prices(self) -> Prices:
-        return self._meter.prices(self.estimator.model, self._now)
+        model = self.estimator.model
+        num_filled = self._meter.typical.filled(model, self._settings.fill)
+        return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
     def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
         shape = BatchShape.of(batch)
@@ -192,8 +236,8 @@ class SLOAwareScheduler:
         waiting, settings = self._waiting, self._settings
         if not waiting:
             return inf
-        filled = waiting.num_tokens >= settings.fill * self.estimator.model.fill_tokens
-        if filled or waiting.late or self._meter.utilisation(now) < settings.lazy_utilisation:
+        filled = waiting.num_tokens >= self._fill_shape().num_new
+        if filled or waiting.late or settings.eager:
             return now
         oldest = next(iter(waiting.requests.values()))
         return min(oldest.arrival + settings.max_wait, waiting.by_deadline.first_key - self._horizon())
@@ -205,12 +249,15 @@ class SLOAwareScheduler:
         oldest = next(iter(self._waiting.requests.values()))
         if now - oldest.arrival >= self._settings.max_age:
             batch.add(oldest, _worthwhile(oldest, price), inf)
+        batch.protect(self._patience(batch, now))
         self._add_urgent(batch, now, price)
-        self._add_dense(batch, now, price)
+        batch.protect(self._patience(batch, now))
         for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
             time_left = request.deadline - now
             rescued = time_left >= self._time_alone(request)  # its prompt went faster than was thought
             batch.add(request, _worthwhile(request, price), time_left if rescued else inf)
+        batch.protect(self._patience(batch, now))
+        self._add_rest(batch, now, price)
         return iter(batch.members.values())
 
     def _add_urgent(self, batch: Assembly, now: float, price: float) -> None:
@@ -228,10 +275,10 @@ class SLOAwareScheduler:
                 batch.protect(time_left - alone)
                 skipped += 1
 
-    def _add_dense(self, batch: Assembly, now: float, price: float) -> None:
-        batch.protect(self._patience(self._waiting.by_deadline.first_key - now))
+    def _add_rest(self, batch: Assembly, now: float, price: float) -> None:
         skipped = 0
-        for request in self._not_in(batch, self._waiting.by_density.drain()):
+        order = self._waiting.by_density if self._settings.by_density else self._waiting.by_deadline
+        for request in self._not_in(batch, order.drain()):
             if not batch.add(request, _worthwhile(request, price), request.deadline - now):
                 skipped += 1
             if batch.full or skipped == self._settings.max_skipped:
@@ -241,35 +288,57 @@ class SLOAwareScheduler:
         return (self._waiting.requests[one] for one in session_ids if one not in batch.members)
 
     def _make_room(self, members: list[BatchMember]) -> None:
-        self._evicting = self._residency.make_room(members, self._waiting.requests)
+        self._residency.make_room(members)
+        self._evicting = self._residency.take_evicted()
         for session_id in self._evicting:
-            if session_id in self._waiting.requests:
-                self._update(self._waiting.requests[session_id], 0)
+            request = self._waiting.requests.get(session_id)
+            if request is not None:
+                self._waiting.remove(session_id)
+                self._entering[session_id] = self._limits.left_cached(request)
+                self._entering.move_to_end(session_id, last=False)
 
     def _take(self, member: BatchMember) -> None:
         """Remove a member's request from the queue, or note its progress."""
-        if member.completes:
-            self._waiting.remove(member.request.session_id)
-        else:
-            self._update(member.request, member.request.num_cached_tokens + member.num_prefill_tokens)
+        request = member.request
+        if not member.completes:
+            request = replace(request, num_cached_tokens=request.num_cached_tokens + member.num_prefill_tokens)
+            self._waiting.update(request, self._density(request))
+            return
+        self._waiting.remove(request.session_id)
+        if request.max_own_draft == 0:
+            self._away.put(request.session_id, self._next_due(member), 0)
 
-    def _update(self, request: VerificationRequest, num_cached: int) -> None:
-        request = replace(request, num_cached_tokens=num_cached)
-        self._waiting.update(request, self._density(request))
+    def _next_due(self, member: BatchMember) -> float:
+        """When the verdict after this one is probably due."""
+        request = member.request
+        demand = self._sessions.get(request.session_id)
+        speed = _tokens_per_s(demand) if demand is not None and member.completes else 0.0
+        committed = 1.0 + sum(request.survival[: member.num_verified])
+        return request.deadline + committed / speed if speed else inf
 
     # Times
 
     def _fill_shape(self) -> BatchShape:
-        return self._meter.typical.batch(self._settings.fill * self.estimator.model.fill_tokens)
+        """Of a batch that is as full as the load needs it."""
+        needed = self._meter.work(self.estimator.model, self._now) / self._settings.target_utilisation
+        return self._filled(min(max(needed, _LEAST_FILL), self._settings.fill))
+
+    def _filled(self, level: float) -> BatchShape:
+        """Of a batch of such rounds as there were lately, filled to a level, within the limits."""
+        typical, limits = self._meter.typical, self._limits
+        most = min(limits.max_batch_requests, limits.max_batch_tokens / typical.num_new)
+        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), most))))
 
     def _horizon(self) -> float:
         """Two filled batches: what cannot wait for so long is urgent."""
         return 2.0 * self.estimator.upper(self._fill_shape())
 
-    def _patience(self, next_time_left: float) -> float:
-        """How long a batch may take that nobody is in a hurry for: those come who are drafting now."""
-        pace = self._meter.typical.num_committed / self._fastest if self._fastest > 0.0 else inf
-        return max(self._horizon(), min(pace, next_time_left)) / 2
+    def _patience(self, batch: Assembly, now: float) -> float:
+        """How long a batch may take that nobody is in a hurry for: a filled one may follow it, for whoever is next."""
+        fill = self.estimator.upper(self._fill_shape())
+        again = min(map(self._next_due, batch.members.values()), default=inf)
+        next_due = min(self._waiting.by_deadline.first_key, self._away.first_key, again)
+        return max(fill, next_due - now - fill)
 
     def _time_alone(self, request: VerificationRequest) -> float:
         """Of the batches that it takes to answer it, with nobody else in them."""
@@ -287,6 +356,10 @@ def _worthwhile(request: VerificationRequest, price: float) -> int:
     if not request.survival:
         return request.num_draft_tokens
     return sum(1 for _ in takewhile(lambda survival: survival >= price, request.survival))
+
+
+def _first_token_s(demand: SessionDemand) -> float:
+    return demand.slo.first_token_s if demand.slo is not None else inf
 
 
 def _tokens_per_s(demand: SessionDemand) -> float:

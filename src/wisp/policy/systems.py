@@ -74,7 +74,7 @@ def _changed(settings: SLOAwareSettings, terms: SchedulerTerms) -> SLOAwareSetti
     return replace(settings, **{name: known[name](value) for name, value in terms.settings.items()})
 
 
-PUBLISHED = SLOAwareSettings(lazy_utilisation=inf, trims=False, max_load=inf, kv_overcommit=inf)
+PUBLISHED = SLOAwareSettings(eager=True, by_density=True, trims=False, max_load=inf, max_entry_wait=inf)
 """The paper's scheduler as we read it: no waiting for fuller batches, no cut drafts, everybody is admitted."""
 PACED = SLOAwareSettings()
 """Lazy batches, cut drafts, admission control."""

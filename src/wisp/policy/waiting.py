@@ -76,12 +76,12 @@ class WaitingRequests:
     def __len__(self) -> int:
         return len(self.requests)
 
-    def add(self, request: VerificationRequest, density: float) -> None:
+    def add(self, request: VerificationRequest, density: float, latest_start: float) -> None:
         """Queue a request; a newer one of a session takes the older one's place away."""
         self.remove(request.session_id)
         self._arrivals += 1
         self._places[request.session_id] = self._arrivals
-        self.by_deadline.put(request.session_id, request.deadline, self._arrivals)
+        self.by_deadline.put(request.session_id, latest_start, self._arrivals)
         self._set(request, density)
 
     def update(self, request: VerificationRequest, density: float) -> None:
