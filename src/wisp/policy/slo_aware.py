@@ -2,19 +2,20 @@
 
 d_j     deadline of request j's verdict at the server (its return delay is taken off already);  slack_j = d_j - now - V
 V(B)    the estimate of a batch's time, with its safety;  V_fill: of a batch filled to the level below
-g_j     1 + sum of survival: tokens that verifying j is expected to commit;  density: g_j / deltaV_j
+level   share of a batch's time that its own rounds cause, the rest being what every batch costs; what the recent load
+        needs, and at most `fill`
 
-When:   a batch is dispatched once its waiting positions reach the fill level (`fill` times the ridge), one request is
-        urgent (d_j - now <= 2 V_fill: it cannot wait for another batch) or has waited `max_wait`, or the engine is
-        hardly used anyway.
+When:   a batch is dispatched once its waiting positions reach the level, one request is urgent (it cannot wait for two
+        filled batches) or has waited `max_wait`, or one is late already.
 What:   1. the oldest request, if it has waited `max_age`: nobody starves
         2. urgent ones by deadline, as long as nobody in the batch misses because of it; one whose deadline cannot be
            kept even by a batch of its own goes to the best-effort lane
-        3. the others by density, as long as V(B) <= max(V_fill, min(pace, earliest deadline among them) / 2), pace being
-           the time in which the fastest session plays what a round commits: who is drafting now comes back soon
-        4. the best-effort lane, as long as nobody misses because of it
+        3. the best-effort lane, as long as nobody misses because of it
+        4. the others by deadline (the paper: by density g_j / deltaV_j, g_j = 1 + sum of survival), as long as a filled
+           batch can still follow for whoever is due next, those who are drafting now included
 How much: a draft's tail is cut where its survival falls below the price of a position.
-Who:    sessions are admitted while those there can be served at their speeds, by the estimate, and fit the KV budget.
+Who:    sessions are admitted while those there can be served at their speeds, by the estimate, and would not wait too
+        long for room in the KV cache. They enter the cache one after the other, and stay until they end or are gone.
 """
 
 from __future__ import annotations

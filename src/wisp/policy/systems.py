@@ -1,7 +1,6 @@
 """Every system as a row of one table: a stop rule on the devices, a scheduler on the server.
 
-The same code runs all of them. Settings were tuned in simulation on other seeds than results are reported for
-(docs/results.md), WISP+'s once for all regimes.
+The same code runs all of them. docs/scheduling.md says what each does, and how far its settings are tuned.
 """
 
 from __future__ import annotations
