@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.estimator import EstimatorSettings, VerificationTimeEstimator
+from wisp.policy.residency import GONE_AFTER
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
 from wisp.types import SLO, Admitted, Batch, Prices, RetryAfter, SessionDemand, VerificationRequest, WaitUntil
@@ -224,6 +225,21 @@ def test_admission_keeps_the_promises_made() -> None:
     assert isinstance(answers[-1], RetryAfter)
     assert "take all of its time" in answers[-1].reason
     assert scheduler().admit(SessionDemand("a", 1, 1, replace(fast, tokens_per_s=99.0)), 0.0) == Admitted()
+
+
+def test_sessions_whose_devices_are_gone_hold_no_place() -> None:
+    """They demand nothing once they were not heard of for a while; one that waits here is not gone, however long."""
+    slo = SLO("fast", 0.5, 1.0)
+    what = scheduler()
+    names = iter(f"session {i}" for i in range(1000))
+    while what.admit(SessionDemand(next(names), 1, 100, slo), 0.0) == Admitted():
+        pass
+    what.add(request("session 0", arrival=GONE_AFTER))
+    later = 2.1 * GONE_AFTER
+    assert isinstance(what.admit(SessionDemand("early", 1, 100, slo), 0.9 * GONE_AFTER), RetryAfter)
+    assert what.admit(SessionDemand("late", 1, 100, slo), later) == Admitted()
+    assert what._present("session 0", later)
+    assert not what._present("session 1", later)
 
 
 def test_admission_asks_how_long_the_cache_stays_full() -> None:

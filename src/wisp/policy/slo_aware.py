@@ -30,7 +30,7 @@ from typing import Protocol
 from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.prices import FleetMeter
-from wisp.policy.residency import RESERVE, KVResidency
+from wisp.policy.residency import GONE_AFTER, RESERVE, KVResidency
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.waiting import Order, WaitingRequests
 from wisp.types import (
@@ -110,6 +110,8 @@ class SLOAwareScheduler:
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
         self._sessions: dict[SessionId, SessionDemand] = {}
+        self._heard: dict[SessionId, float] = {}
+        """When each last asked for something, or was served."""
         self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         """Requests that wait for room in the KV cache."""
         self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
@@ -125,11 +127,13 @@ class SLOAwareScheduler:
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
         self._sessions[session.session_id] = session
+        self._heard[session.session_id] = now
         return Admitted()
 
     def release(self, session_id: SessionId) -> None:
         self.cancel(session_id)
         self._sessions.pop(session_id, None)
+        self._heard.pop(session_id, None)
         self._away.discard(session_id)
         self._residency.forget(session_id)
 
@@ -142,16 +146,22 @@ class SLOAwareScheduler:
             return f"all {self._limits.max_sessions} sessions are taken"
         if not self._sessions:
             return None
-        demands = [*self._sessions.values(), session]
-        if sum(map(_tokens_per_s, demands)) * self._time_per_token() > self._settings.max_load:
-            return f"the {len(self._sessions)} sessions it has take all of its time"
+        present = [one for one in self._sessions.values() if self._present(one.session_id, now)]
+        if sum(map(_tokens_per_s, [*present, session])) * self._time_per_token() > self._settings.max_load:
+            return f"the {len(present)} sessions that are under way take all of its time"
         if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
             return f"its KV cache is full, and others of the {len(self._sessions)} sessions wait for room in it"
         return None
 
+    def _present(self, session_id: SessionId, now: float) -> bool:
+        """Whether a session is at work: it waits here, or was heard of lately. The others' devices are gone."""
+        waits = session_id in self._waiting.requests or session_id in self._entering
+        return waits or now - self._heard[session_id] <= GONE_AFTER
+
     def _entry_wait(self, session: SessionDemand, now: float) -> float:
         """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
-        outside = (one.num_history_tokens for one in self._sessions.values() if one.session_id not in self._residency)
+        absent = (one for one in self._sessions.values() if one.session_id not in self._residency)
+        outside = (one.num_history_tokens for one in absent if self._present(one.session_id, now))
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
@@ -164,6 +174,7 @@ class SLOAwareScheduler:
     def add(self, request: VerificationRequest) -> None:
         self.cancel(request.session_id)
         self._away.discard(request.session_id)
+        self._heard[request.session_id] = max(request.arrival, self._now)
         if request.session_id in self._residency:
             self._wait(request)
             return
@@ -306,6 +317,7 @@ class SLOAwareScheduler:
             self._waiting.update(request, self._density(request))
             return
         self._waiting.remove(request.session_id)
+        self._heard[request.session_id] = self._now
         if request.max_own_draft == 0:
             self._away.put(request.session_id, self._next_due(member), 0)
 
