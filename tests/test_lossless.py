@@ -121,7 +121,9 @@ async def stack_of(cache: Path, system: str) -> AsyncGenerator[Setup, None]:
     )
     target: Any = TransformersTarget(tiny_models.loaded("llama"))
     drafter: Any = noisy_drafter("llama")
-    path = saved_predictor(cache, PairIdentity("llama", "?", "llama", drafter.weights, drafter.vocabulary))
+    path = saved_predictor(
+        cache, PairIdentity("llama", target.card.weights, "llama", drafter.weights, drafter.vocabulary)
+    )
     engine = CoLocatedTarget(target, noisy_drafter("llama")) if drafts_here else target
     device = with_system(EdgeConfig("here:1", predictor=path), system)
     drafting = {name: getattr(device, name) for name in ("max_draft_tokens", "stop_rule", "stop_threshold")}
