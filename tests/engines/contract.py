@@ -16,12 +16,12 @@ import torch
 
 from tests.engines import tiny_models
 from tests.engines.chi_square import FALSE_ALARM, p_value
-from tests.engines.driving import drafted, drive, finish, member, request
+from tests.engines.driving import arrival, as_members, drive, finish, member, request
 from wisp.engines.base import StepMember, TargetEngine
 from wisp.engines.target import TransformersTarget
 from wisp.errors import EngineError, InvalidRequest
 from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
-from wisp.types import AcceptanceRule, Batch, SamplingParams, VerificationRequest
+from wisp.types import AcceptanceRule, Batch, SamplingParams
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3")
 SHAPE: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}
@@ -331,13 +331,13 @@ class PressureContract(EngineContract):
         truth = {f"six {i}": checkpoint.truth(rng, 90 + 15 * i, 24) for i in range(6)}
         for session_id, tokens in truth.items():
             self.open(target, session_id, tokens[:-24], 24)
-            scheduler.add(_arrival(target, session_id, 0.0))
+            scheduler.add(arrival(target, session_id, 0.0))
         for now in range(1, 400):
             if not isinstance(batch := scheduler.schedule(float(now)), Batch):
                 break
             for session_id in scheduler.evictions():
                 target.evict(session_id)
-            outcomes = target.step(_members(batch, target, truth))
+            outcomes = target.step(as_members(batch, target, truth))
             for one, outcome in zip(batch.members, outcomes, strict=True):
                 session_id = one.request.session_id
                 scheduler.cached(session_id, target.num_cached_tokens(session_id), float(now))
@@ -345,22 +345,5 @@ class PressureContract(EngineContract):
                     scheduler.release(session_id)
                     target.evict(session_id)
                 elif one.completes:
-                    scheduler.add(_arrival(target, session_id, float(now)))
+                    scheduler.add(arrival(target, session_id, float(now)))
         assert {session_id: list(target.history(session_id)) for session_id in truth} == truth
-
-
-def _arrival(target: TargetEngine, session_id: str, now: float) -> VerificationRequest:
-    """A request to verify three tokens."""
-    num_history, num_cached = len(target.history(session_id)), target.num_cached_tokens(session_id)
-    return VerificationRequest(session_id, 0, num_history, num_cached, 3, now)
-
-
-def _members(batch: Batch, target: TargetEngine, truth: dict[str, list[int]]) -> list[StepMember]:
-    """A batch in the engine's words; of each draft the first two tokens are right."""
-    members = []
-    for one in batch.members:
-        session_id = one.request.session_id
-        num_history = len(target.history(session_id))
-        draft = [*truth[session_id][num_history : num_history + 2], 3, 3, 3][: one.num_verified or 0]
-        members.append(StepMember(session_id, one.num_prefill_tokens, drafted(draft) if one.completes else None))
-    return members

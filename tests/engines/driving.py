@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.engines import tiny_models
 from wisp.engines.base import StepMember, StepOutcome, TargetEngine
-from wisp.types import DraftedToken, GenerationRequest, SamplingParams, StopRules
+from wisp.types import Batch, DraftedToken, GenerationRequest, SamplingParams, StopRules, VerificationRequest
 
 
 def request(
@@ -71,3 +71,20 @@ def random_member(target: TargetEngine, session_id: str, truth: Sequence[int], r
     right = list(truth[len(history) : len(history) + int(rng.integers(0, 6))])
     wrong = rng.integers(2, tiny_models.VOCABULARY_SIZE, int(rng.integers(0, 4))).tolist()
     return StepMember(session_id, uncached, drafted((right + wrong)[:8]))
+
+
+def arrival(target: TargetEngine, session_id: str, now: float) -> VerificationRequest:
+    """A request to verify three tokens."""
+    num_history, num_cached = len(target.history(session_id)), target.num_cached_tokens(session_id)
+    return VerificationRequest(session_id, 0, num_history, num_cached, 3, now)
+
+
+def as_members(batch: Batch, target: TargetEngine, truth: dict[str, list[int]]) -> list[StepMember]:
+    """A batch in the engine's words; of each draft the first two tokens are right."""
+    members = []
+    for one in batch.members:
+        session_id = one.request.session_id
+        num_history = len(target.history(session_id))
+        draft = [*truth[session_id][num_history : num_history + 2], 3, 3, 3][: one.num_verified or 0]
+        members.append(StepMember(session_id, one.num_prefill_tokens, drafted(draft) if one.completes else None))
+    return members

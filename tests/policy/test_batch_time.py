@@ -38,26 +38,14 @@ def test_features_and_coefficients_give_the_prediction(members: list[tuple[int, 
 
 def test_one_more_position_costs_what_its_batch_makes_of_it() -> None:
     """Cheap below the ridge, dearer above it and on long contexts."""
-    single, below, above = BatchShape(1, 0.0, 0, 0), BatchShape(4, 0.0, 0, 0), BatchShape(8, 0.0, 40, 4)
-    assert MODEL.position_time(single) == 0.5 + 3.0
-    assert MODEL.position_time(below) == 0.5
-    assert MODEL.position_time(above) == 0.5 + 0.25 + 0.125 * 10
+    ridge = round(MODEL.ridge_tokens)
+    below, at, above = BatchShape(0, 0.0, 0, 0), BatchShape(ridge, 0.0, 0, 0), BatchShape(10**6, 0.0, 40, 4)
+    assert MODEL.marginal_position_time(below) == 0.5
+    assert MODEL.marginal_position_time(at) == pytest.approx(0.5 + 0.25 / 2**0.5)
+    assert MODEL.marginal_position_time(above) == pytest.approx(0.5 + 0.25 + 0.125 * 10)
+    assert MODEL.large_position_time(10) == 0.5 + 0.25 + 0.125 * 10
 
 
 def test_a_round_costs_its_request_and_its_cache() -> None:
     """Before its first position."""
     assert MODEL.round_time(16) == 4.0 + 1.0
-
-
-@pytest.mark.parametrize(
-    ("model", "fill"),
-    [
-        (MODEL, 8.0),
-        (BatchTimeModel(6.0, 0.5), 12.0),
-        (BatchTimeModel(6.0, 0.5, per_batch_of_several_s=1.0), 14.0),
-        (BatchTimeModel(1.0, 0.0), 0.0),
-    ],
-)
-def test_a_batch_is_full_at_the_ridge(model: BatchTimeModel, fill: float) -> None:
-    """Without a ridge: where positions cost as much as the weights; without a cost of positions: never mind."""
-    assert model.fill_tokens == fill

@@ -7,9 +7,29 @@ from typing import Annotated
 
 import typer
 
-from wisp.cli.options import Json
-
-SERVER, DEVICES, SESSIONS, RUN = "The server", "Devices and network", "Sessions", "The run"
+from wisp.cli.options import (
+    DEVICES,
+    RUN,
+    SERVER,
+    SESSIONS,
+    AcceptanceRate,
+    AcceptanceTrace,
+    Auc,
+    DraftSpeed,
+    FirstToken,
+    Gpu,
+    Json,
+    KvTokens,
+    Longest,
+    MaxBatch,
+    OutputTokens,
+    PromptTokens,
+    RttMs,
+    SimulatedModel,
+    SloSpeeds,
+    Think,
+    WeightBits,
+)
 
 
 def simulate(
@@ -25,14 +45,9 @@ def simulate(
         int, typer.Option(help="The same seed brings the same devices and sessions.", rich_help_panel=RUN)
     ] = 0,
     seeds: Annotated[int, typer.Option(help="Seeds of the search for the capacity.", rich_help_panel=RUN)] = 3,
-    gpu: Annotated[
-        str | None, typer.Option(help="Data sheet of the GPU; default: a100-80gb.", rich_help_panel=SERVER)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Target, or the path of its config.json; default: qwen3-32b.", rich_help_panel=SERVER),
-    ] = None,
-    weight_bits: Annotated[int, typer.Option(help="16, 8 or 4.", rich_help_panel=SERVER)] = 16,
+    gpu: Gpu = None,
+    model: SimulatedModel = None,
+    weight_bits: WeightBits = 16,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -45,9 +60,7 @@ def simulate(
             "--batch-noise", help="Batches last as unevenly as the profile's repeats did.", rich_help_panel=SERVER
         ),
     ] = False,
-    kv_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that the KV cache holds; default: what fits.", rich_help_panel=SERVER)
-    ] = None,
+    kv_tokens: KvTokens = None,
     swap: Annotated[
         bool,
         typer.Option(
@@ -65,7 +78,7 @@ def simulate(
         list[str] | None,
         typer.Option(help="Server lost: NUMBER@FROM or NUMBER@FROM-TO, seconds (repeatable).", rich_help_panel=SERVER),
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Requests in one batch.", rich_help_panel=SERVER)] = 256,
+    max_batch: MaxBatch = 256,
     server_draft: Annotated[
         str,
         typer.Option(help="Drafter beside the target, for systems that draft on the server.", rich_help_panel=SERVER),
@@ -76,26 +89,17 @@ def simulate(
     devices: Annotated[
         int, typer.Option(help="In a closed fleet: each asks again after a pause.", rich_help_panel=DEVICES)
     ] = 100,
-    draft_speed: Annotated[
-        str, typer.Option(help="Drafted tokens per second: LOW-HIGH or one value.", rich_help_panel=DEVICES)
-    ] = "10-50",
-    acceptance: Annotated[
-        float, typer.Option(help="Share of drafted tokens that are right.", rich_help_panel=DEVICES)
-    ] = 0.75,
-    auc: Annotated[
-        float, typer.Option(help="How well they are foreseen: the predictor's AUC.", rich_help_panel=DEVICES)
-    ] = 0.85,
-    acceptance_trace: Annotated[
-        list[Path] | None,
-        typer.Option(help="Recorded drafts instead: file of `wisp trace` (repeatable).", rich_help_panel=DEVICES),
-    ] = None,
+    draft_speed: DraftSpeed = "10-50",
+    acceptance: AcceptanceRate = 0.75,
+    auc: Auc = 0.85,
+    acceptance_trace: AcceptanceTrace = None,
     predictor: Annotated[
         Path | None,
         typer.Option(
             help="File of `wisp train` that foresees them; default: the drafter's confidence.", rich_help_panel=DEVICES
         ),
     ] = None,
-    rtt_ms: Annotated[str, typer.Option(help="Round trip: LOW-HIGH or one value.", rich_help_panel=DEVICES)] = "10-60",
+    rtt_ms: RttMs = "10-60",
     jitter_ms: Annotated[
         float, typer.Option(help="Mean of an exponential delay each way.", rich_help_panel=DEVICES)
     ] = 2.0,
@@ -112,20 +116,14 @@ def simulate(
     abandoned: Annotated[
         float, typer.Option(help="Share of disconnections that end the session.", rich_help_panel=DEVICES)
     ] = 0.0,
-    slo: Annotated[
-        str, typer.Option(help="Classes in equal shares: tokens per second, with commas.", rich_help_panel=SESSIONS)
-    ] = "4",
-    first_token: Annotated[
-        float, typer.Option(help="Seconds within which the first token is due.", rich_help_panel=SESSIONS)
-    ] = 5.0,
-    prompt_tokens: Annotated[float, typer.Option(help="Mean length of a prompt.", rich_help_panel=SESSIONS)] = 256.0,
-    output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.", rich_help_panel=SESSIONS)] = 128.0,
+    slo: SloSpeeds = "4",
+    first_token: FirstToken = 5.0,
+    prompt_tokens: PromptTokens = 256.0,
+    output_tokens: OutputTokens = 128.0,
     variation: Annotated[
         float, typer.Option(help="Of both lengths: standard deviation over mean.", rich_help_panel=SESSIONS)
     ] = 0.8,
-    think: Annotated[
-        float, typer.Option(help="Pause of a device between two sessions, mean seconds.", rich_help_panel=SESSIONS)
-    ] = 5.0,
+    think: Think = 5.0,
     rate: Annotated[
         float | None,
         typer.Option(help="Open arrivals instead of a fleet: sessions per second.", rich_help_panel=SESSIONS),
@@ -152,9 +150,7 @@ def simulate(
             help="Recorded lengths alone, drawn from: ShareGPT JSON, or a trace (repeatable).", rich_help_panel=SESSIONS
         ),
     ] = None,
-    longest: Annotated[
-        int | None, typer.Option(help="Leave out recorded sessions of more tokens.", rich_help_panel=SESSIONS)
-    ] = None,
+    longest: Longest = None,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wisp.engines.base import StepOutcome
+from wisp.engines.base import StepMember, StepOutcome
 from wisp.engines.sampling import Decision, cut
-from wisp.errors import InvalidRequest
+from wisp.errors import EngineError, InvalidRequest
 from wisp.types import DraftedToken, GenerationRequest, TokenId
 
 
@@ -22,6 +23,16 @@ class Generation:
         """Of max_tokens."""
         return self.request.num_prompt_tokens + self.request.stop.max_tokens - len(self.history)
 
+    def prefill_end(self, member: StepMember, num_cached: int) -> int:
+        """How much of the history is cached once a member's prefill is done. Raises EngineError where that cannot be."""
+        num_history, end = len(self.history), num_cached + member.num_prefill_tokens
+        if end > num_history - 1 or (member.draft is not None and end != num_history - 1):
+            raise EngineError(
+                f"session {member.session_id!r} has {num_history} tokens, {num_cached} of them cached: it cannot "
+                f"compute {member.num_prefill_tokens} before its last"
+            )
+        return end
+
     def useful(self, draft: tuple[DraftedToken, ...], vocabulary_size: int) -> tuple[DraftedToken, ...]:
         """The part of a draft that can be accepted: known ids, and the last token allowed is the target's own."""
         draft = draft[: max(0, self.tokens_left - 1)]
@@ -35,6 +46,12 @@ class Generation:
         if end.next_token is not None:
             self.history.append(end.next_token)
         return StepOutcome(len(draft), end.num_accepted, end.next_token, end.finish_reason, end.logprobs)
+
+
+def check_members(members: Sequence[StepMember]) -> None:
+    """Raise EngineError for a step that no engine can compute."""
+    if len({member.session_id for member in members}) < len(members):
+        raise EngineError("a session appears twice in one step")
 
 
 def check_request(request: GenerationRequest, vocabulary_size: int, limit: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
 from wisp.engines.card import model_card
 from wisp.engines.fingerprint import weights_fingerprint
-from wisp.engines.generation import Generation, check_request
+from wisp.engines.generation import Generation, check_members, check_request
 from wisp.engines.packed.batch import Segment
 from wisp.engines.packed.kv import KVSequence
 from wisp.engines.packed.loading import DEFAULTS, LoadedModel, LoadOptions, load
@@ -105,8 +105,7 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def step(self, members: Sequence[StepMember]) -> list[StepOutcome]:
-        if len({member.session_id for member in members}) < len(members):
-            raise EngineError("a session appears twice in one step")
+        check_members(members)
         tasks = [self._task(member) for member in members]
         self._residency.make_room([task.growth for task in tasks])
         leaders, followers = _by_prefix(tasks)
@@ -134,13 +133,7 @@ class TransformersTarget:
 
     def _task(self, member: StepMember) -> _Task:
         session = self._session(member.session_id)
-        num_history, num_cached = len(session.history), session.resident.num_cached
-        end = num_cached + member.num_prefill_tokens
-        if end > num_history - 1 or (member.draft is not None and end != num_history - 1):
-            raise EngineError(
-                f"session {member.session_id!r} has {num_history} tokens, {num_cached} of them cached: it cannot "
-                f"compute {member.num_prefill_tokens} before its last"
-            )
+        end = session.prefill_end(member, session.resident.num_cached)
         if member.draft is None:
             return _Task(session, end, None)
         draft = session.useful(member.draft, self.card.vocabulary_size)

@@ -119,15 +119,11 @@ class BatchTimeModel:
             + (self.per_batch_of_several_s if shape.num_new > 1 else 0.0)
         )
 
-    def position_time(self, shape: BatchShape) -> float:
-        """dT/dn: seconds that one more position adds to a batch of this shape."""
-        mean_cached = shape.num_cached / shape.num_requests if shape.num_requests else 0.0
-        above = self.per_token_above_ridge_s if shape.num_new >= self.ridge_tokens else 0.0
-        second = self.per_batch_of_several_s if shape.num_new == 1 else 0.0
-        return self.per_token_s + above + second + self.per_attended_s * mean_cached
-
     def marginal_position_time(self, shape: BatchShape) -> float:
-        """The same with a soft corner at the ridge: as where reading and computing overlap, hypot(ridge, N)."""
+        """dT/dn: seconds that one more position adds to a batch of this shape.
+
+        The corner at the ridge is soft, as where reading and computing overlap: hypot(ridge, N).
+        """
         mean_cached = shape.num_cached / shape.num_requests if shape.num_requests else 0.0
         share = shape.num_new / max(hypot(self.ridge_tokens, shape.num_new), 1.0)
         return self.per_token_s + self.per_token_above_ridge_s * share + self.per_attended_s * mean_cached
@@ -139,11 +135,3 @@ class BatchTimeModel:
     def large_position_time(self, num_cached: float) -> float:
         """dT/dn of a request with so many cached tokens in a large batch."""
         return self.per_token_s + self.per_token_above_ridge_s + self.per_attended_s * num_cached
-
-    @property
-    def fill_tokens(self) -> float:
-        """Positions at which a batch stops being mostly overhead: the ridge; without one, where a + f = b*N."""
-        if self.per_token_above_ridge_s > 0.0:
-            return self.ridge_tokens
-        fixed = self.fixed_s + self.per_batch_of_several_s
-        return fixed / self.per_token_s if self.per_token_s > 0.0 else 0.0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.prices import TypicalRound
 from wisp.policy.scheduler import Scheduler
 from wisp.types import (
     Admitted,
@@ -94,10 +95,10 @@ class CoLocatedDrafting:
 
     def _rate(self, length: int) -> float:
         """Committed tokens per second of the recent mean batch with drafts of this length."""
-        size, cached = max(1, round(self._size)), round(self._cached)
+        size = max(1, round(self._size))
         committed = sum(self._acceptance**i for i in range(length + 1))
-        time = self._target().predict(_shape(size, length + 1, cached))
-        time += length * self._drafter.predict(_shape(size, 1, cached))
+        time = self._target().predict(TypicalRound(length + 1, self._cached).batch(size))
+        time += length * self._drafter.predict(TypicalRound(1, self._cached).batch(size))
         return size * committed / max(time, 1e-9)
 
     def _smooth(self, mean: float, value: float) -> float:
@@ -125,11 +126,6 @@ class CoLocatedDrafting:
 
     def prices(self) -> Prices:
         return self._inner.prices()
-
-
-def _shape(size: int, num_new: int, num_cached: int) -> BatchShape:
-    """Of `size` equal requests."""
-    return BatchShape(size * num_new, size * num_new * (num_cached + num_new / 2), size * num_cached, size)
 
 
 def _acceptance(num_accepted: float, length: float) -> float:

@@ -1,12 +1,15 @@
 """What one more verified position, and one more round, cost the fleet.
 
-    lambda         = committed tokens per second of engine time * pressure       (recent, decaying)
     pressure       = max(0, (u - u_free) / (1 - u_free)),   u the engine's utilisation: zero on an idle server
-    per position   = lambda * dT/dn          at the recent mean batch
-    per round      = lambda * (d * cached + e)
+    t_n, t_r       seconds of one more position (dT/dn) and of one more round before its first one (d * cached + e), at
+                   the recent mean batch; where batches hold fewer rounds than would fill them, a round also takes its
+                   part of what every batch costs
+    per position   = pressure * t_n / (t_n + t_r)
+    per round      = pressure * t_r / (t_n + t_r)
 
-Both are in tokens: what the engine could have committed for others in the time. A drafted token is worth verifying if
-its survival, the tokens expected of it, exceeds the price of a position.
+Both are in tokens, the unit being a token of plain decoding, which takes t_n + t_r: what the engine could have committed
+for others in the time. A drafted token is worth verifying if its survival, the tokens expected of it, exceeds the price
+of a position.
 """
 
 from __future__ import annotations

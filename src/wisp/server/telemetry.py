@@ -7,7 +7,6 @@ somebody asks. The endpoint has a thread of its own.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from wisp.config import ServerConfig
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchShape
 from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.prices import FleetMeter
 from wisp.policy.scheduler import Scheduler
 from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.server.loop import BatchRecord, VerificationLoop
@@ -27,8 +27,6 @@ from wisp.server.registry import SessionRegistry
 
 BUCKETS = tuple(round(10.0 ** (exponent / 4.0), 6) for exponent in range(-12, 7))
 """Of batch times: from 1 ms to 32 s, four to a factor of ten."""
-UTILISATION_MEMORY = 10.0
-"""Seconds after which a batch counts for 1/e."""
 READ_TIMEOUT = 5.0
 """Seconds that a question may wait for a busy event loop."""
 
@@ -43,7 +41,7 @@ class Telemetry:
         self._scheduler = scheduler
         self._clock = clock
         self._estimator = scheduler.estimator if isinstance(scheduler, SLOAwareScheduler) else None
-        self._busy, self._busy_at = 0.0, clock()
+        self._meter = FleetMeter()
         self._batches = Counter("wisp_batches", "Batches that the engine computed.", registry=self.registry)
         self._failed = Counter("wisp_batches_failed", "Batches that the engine gave up.", registry=self.registry)
         self._busy_seconds = Counter("wisp_engine_busy_seconds", "Spent on batches.", registry=self.registry)
@@ -76,31 +74,30 @@ class Telemetry:
 
     def observe(self, record: BatchRecord) -> None:
         """Count a batch; to be told before the scheduler learns from it."""
-        self._pass_time(record.started + record.elapsed)
-        self._busy += record.elapsed
+        members, shape = record.batch.members, BatchShape.of(record.batch)
+        num_rounds = 0 if record.failed else sum(member.completes for member in members)
+        self._meter.observe(shape, record.started + record.elapsed, record.elapsed, num_rounds, record.num_committed)
         self._busy_seconds.inc(record.elapsed)
         if record.failed:
             self._failed.inc()
             return
-        members = record.batch.members
         self._batches.inc()
         self._measured.observe(record.elapsed)
-        self._rounds.inc(sum(member.completes for member in members))
+        self._rounds.inc(num_rounds)
         self._prefilled.inc(sum(member.num_prefill_tokens for member in members))
         self._verified.inc(sum(member.num_verified or 0 for member in members))
         self._committed.inc(record.num_committed)
         if self._estimator is not None:
-            predicted = self._estimator.predict(BatchShape.of(record.batch))
+            predicted = self._estimator.predict(shape)
             self._predicted.observe(predicted)
             if record.elapsed > 0.0:
                 self._error.set(predicted / record.elapsed - 1.0)
 
     def state(self, loop: VerificationLoop, sessions: SessionRegistry) -> list[Family]:
         """What is true now; on the event loop."""
-        self._pass_time(self._clock())
-        prices = self._scheduler.prices()
+        prices, utilisation = self._scheduler.prices(), self._meter.utilisation(self._clock())
         families: list[Family] = [
-            _gauge("wisp_utilisation", "Share of the last ten seconds or so that the engine was busy.", self._share),
+            _gauge("wisp_utilisation", "Share of the last ten seconds or so that the engine was busy.", utilisation),
             _gauge("wisp_queue_length", "Rounds that wait for the engine.", loop.num_waiting_rounds),
             _gauge("wisp_sessions", "Sessions that are open.", len(sessions)),
             _gauge("wisp_price_per_position", "Tokens forgone for one more position.", prices.per_position),
@@ -123,14 +120,6 @@ class Telemetry:
             raise ConfigError(f"cannot serve metrics on {where}: {error.strerror or error}") from error
         shown = f"[{host}]" if ":" in host else host
         return MetricsEndpoint(f"http://{shown}:{server.server_port}/metrics", server)
-
-    @property
-    def _share(self) -> float:
-        return min(1.0, self._busy / UTILISATION_MEMORY)
-
-    def _pass_time(self, now: float) -> None:
-        self._busy *= math.exp(min(0.0, self._busy_at - now) / UTILISATION_MEMORY)
-        self._busy_at = max(now, self._busy_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def test_a_biased_estimator_is_wrong_by_its_factor_in_everything_it_says() -> No
         (wrong.predict(SHAPE), right.predict(SHAPE)),
         (wrong.upper(SHAPE), right.upper(SHAPE)),
         (wrong.model.predict(SHAPE), right.model.predict(SHAPE)),
-        (wrong.model.position_time(SHAPE), right.model.position_time(SHAPE)),
+        (wrong.model.marginal_position_time(SHAPE), right.model.marginal_position_time(SHAPE)),
     ):
         assert biased_value == pytest.approx(1.25 * value)
     assert wrong.model.ridge_tokens == right.model.ridge_tokens

@@ -15,6 +15,7 @@ from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.hardware import GPUS, Roofline
 from wisp.sim.hardware import MODELS as SHAPES
+from wisp.sim.options import spread
 from wisp.sim.workload import Spread
 from wisp.types import SLO
 
@@ -147,15 +148,6 @@ def settings_of(options: BenchOptions) -> BenchSettings:
         workload=options.workload,
         real_drafts=options.real_drafts,
     )
-
-
-def spread(text: str, unit: float = 1.0) -> Spread:
-    """LOW-HIGH, or one value. Raises ConfigError."""
-    low, _, high = text.partition("-")
-    try:
-        return Spread(float(low) * unit, float(high or low) * unit)
-    except ValueError:
-        raise ConfigError(f"a range is LOW-HIGH or one number, not {text!r}") from None
 
 
 def _preset(options: BenchOptions) -> Preset:

@@ -55,6 +55,8 @@ class VllmSettings:
             memory_gib=config.memory_gib,
             kv_gib=config.kv_gib,
             max_context=config.max_context,
+            tensor_parallel=config.tensor_parallel,
+            quantization=config.quantization,
             batch_invariant=config.batch_invariant,
             **limits,
         )

@@ -10,7 +10,7 @@ from wisp.engines import card as cards
 from wisp.engines import vocabulary
 from wisp.engines.base import ModelCard, StepMember, StepOutcome
 from wisp.engines.fingerprint import checkpoint_fingerprint
-from wisp.engines.generation import Generation, check_request
+from wisp.engines.generation import Generation, check_members, check_request
 from wisp.engines.sampling import Decision
 from wisp.engines.vllm import versions
 from wisp.engines.vllm.process import EngineFacts, EngineProcess
@@ -93,8 +93,7 @@ class VllmTarget:
         return session.num_cached if session.epoch == self._process.epoch else 0
 
     def step(self, members: Sequence[StepMember]) -> list[StepOutcome]:
-        if len({member.session_id for member in members}) < len(members):
-            raise EngineError("a session appears twice in one step")
+        check_members(members)
         sessions = [self._session(member.session_id) for member in members]
         useful = [self._useful(member, session) for member, session in zip(members, sessions, strict=True)]
         self._check_size(useful)
@@ -138,13 +137,7 @@ class VllmTarget:
 
     def _useful(self, member: StepMember, session: _Session) -> StepMember:
         """The member, checked, with the part of its draft that is computed."""
-        num_history, num_cached = len(session.history), self.num_cached_tokens(member.session_id)
-        end = num_cached + member.num_prefill_tokens
-        if end > num_history - 1 or (member.draft is not None and end != num_history - 1):
-            raise EngineError(
-                f"session {member.session_id!r} has {num_history} tokens, {num_cached} of them cached: it cannot "
-                f"compute {member.num_prefill_tokens} before its last"
-            )
+        session.prefill_end(member, self.num_cached_tokens(member.session_id))
         if member.draft is None:
             return member
         draft = session.useful(member.draft, self.card.vocabulary_size)[: self._settings.max_draft_tokens]
