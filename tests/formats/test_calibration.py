@@ -48,7 +48,6 @@ def test_a_sample_knows_its_shape_and_its_median() -> None:
     """The median of the repeats is taken for the truth."""
     (sample,) = CALIBRATION.samples
     assert (sample.shape, sample.time) == (BatchShape(6, 5 * 102.5 + 7.5, 107, 2), 0.5)
-    assert sample.least_time == 0.25
     assert BatchSample(sample.members, (1.0,), (0.8, 0.9)).on_cpu == BatchSample(sample.members, (0.8, 0.9))
 
 

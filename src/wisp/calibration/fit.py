@@ -1,10 +1,10 @@
 """Coefficients of the batch-time model by weighted non-negative least squares.
 
 Each equation is divided by its measured time, so that relative errors are minimised: min |diag(1/t) (X w - t)|, w >= 0.
-t is the least of a shape's repeated times: other work on the machine only ever adds to it, and on a busy machine the
-median follows that work more than the batch. Where a processor computes, t is its time, which others disturb least, and
-all coefficients are then multiplied by one factor, so that the predictions fit the wall times that a scheduler needs.
-Errors are stated against the medians of wall times all the same.
+t is the least of a shape's repeated times: other work on the machine only ever adds to it, and hits some shapes more than
+others. Where a processor computes, t is its time, which others disturb least. All coefficients are then multiplied by one
+factor, so that the median prediction is at the median wall time: what a scheduler will see, and what errors are stated
+against.
 The ridge is the one of a list of candidates that fits best; the hinge is left out unless it is worth its two parameters
 by Schwarz's criterion, n log(squared residual) + log(n) for each parameter: batches are filled up to the ridge.
 """
@@ -41,14 +41,14 @@ def held_out_half(samples: Sequence[BatchSample]) -> Sequence[BatchSample]:
 
 
 def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
-    """The model that fits `samples` best; its median prediction is at the least wall time."""
+    """The model that fits `samples` best; its median prediction is at the median wall time."""
     plain_residual, best = _fit_hinge(samples, None)
     least = plain_residual / len(samples) ** (1.0 / len(samples))
     for ridge in RIDGES[1:]:
         residual, model = _fit_hinge(samples, ridge)
         if residual < least and model.per_token_above_ridge_s > 0.0:
             least, best = residual, model
-    factor = float(np.median([sample.least_time / best.predict(sample.shape) for sample in samples]))
+    factor = float(np.median([sample.time / best.predict(sample.shape) for sample in samples]))
     return BatchTimeModel.of([value * factor for value in best.coefficients], best.ridge_tokens)
 
 

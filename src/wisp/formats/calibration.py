@@ -43,11 +43,6 @@ class BatchSample:
         return median(self.times)
 
     @property
-    def least_time(self) -> float:
-        """What it takes when nothing disturbs: what is fitted to."""
-        return min(self.times)
-
-    @property
     def on_cpu(self) -> BatchSample:
         """The same batch with its processor times for its times."""
         return BatchSample(self.members, self.cpu_times)
