@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-vllm check bench proto format clean help
+.PHONY: demo test test-vllm check bench bench-vllm proto format clean help
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ check: $(VENV)/.installed  ## Style, types and import contracts
 
 bench: $(VENV)/.installed  ## Ratios measured side by side in one run
 	$(BIN)/python -m wisp.bench.ratios $(ARGS)
+
+bench-vllm: build/vllm-venv/.installed  ## WISP on vLLM beside vLLM by itself, and beside WISP on transformers
+	build/vllm-venv/bin/python -m wisp.bench.vllm $(ARGS)
 
 format: $(VENV)/.installed  ## Reformat the sources
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,26 @@ import pytest
 
 from tests.engines import contract, tiny_models
 from tests.engines.driving import drive, request
-from tests.engines.vllm import needs_vllm, plain
+from tests.engines.vllm import needs_vllm
+from wisp.bench.vllm.plain import PlainVllm
 from wisp.engines.vllm.settings import VllmSettings
 from wisp.engines.vllm.target import VllmTarget
 
 pytestmark = [needs_vllm, pytest.mark.timeout(300)]
 
 
-def load(folder: Path, kv_tokens: int) -> VllmTarget:
-    settings = VllmSettings(
+def settings(folder: Path, kv_tokens: int) -> VllmSettings:
+    return VllmSettings(
         str(folder),
         kv_gib=contract.kv_gib(kv_tokens + 32),  # vLLM keeps one page for itself
         max_requests=64,
         max_new_tokens=512,
         max_draft_tokens=8,
     )
-    return VllmTarget.load(settings)
+
+
+def load(folder: Path, kv_tokens: int) -> VllmTarget:
+    return VllmTarget.load(settings(folder, kv_tokens))
 
 
 class TestGreedy(contract.GreedyContract):
@@ -34,7 +39,8 @@ class TestGreedy(contract.GreedyContract):
         """Of vLLM's own scheduler and sampler, without drafts."""
         rng = np.random.default_rng(5)
         prompts = [tiny_models.prompt(rng, int(length)) for length in rng.integers(1, 120, 12)]
-        outputs = plain.generate(checkpoint.folder, prompts, 40)
+        with closing(PlainVllm(settings(checkpoint.folder, 8192))) as plain:
+            outputs = plain.generate(prompts, 40)
         truth = {
             f"vllm {i}": [*prompt, *output] for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
         }

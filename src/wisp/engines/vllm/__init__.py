@@ -2,6 +2,7 @@
 
     target.py     VllmTarget: histories, checks and ends of generations; knows nothing of vLLM
     process.py    the process vLLM runs in, and what happens when it dies
+    child.py      a process beside ours, and the connection to it
     core.py       one step of WISP's scheduler as one step of vLLM: KV blocks, rollback, prefix cache
     sampler.py    WISP's acceptance rules in the place of vLLM's sampler, on every worker
     selfcheck.py  verified logits against plain decoding, at load time

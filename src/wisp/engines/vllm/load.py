@@ -24,9 +24,7 @@ def load(settings: VllmSettings, vocabulary_size: int) -> tuple[VllmCore, Engine
     on_cpu = bool(current_platform.is_cpu())
     _check_device(settings, on_cpu=on_cpu)
     try:
-        config = EngineArgs(
-            **engine_arguments(settings, on_cpu=on_cpu, free_bytes=_memory(on_cpu=on_cpu))
-        ).create_engine_config()
+        config = EngineArgs(**machine_arguments(settings)).create_engine_config()
         _check_configuration(config)
         engine = EngineCore(config, Executor.get_class(config), log_stats=False)
     except WispError:
@@ -47,6 +45,12 @@ def load(settings: VllmSettings, vocabulary_size: int) -> tuple[VllmCore, Engine
         dtype=dtype,
         device=_device_name(settings.tensor_parallel, on_cpu=on_cpu),
     )
+
+
+def machine_arguments(settings: VllmSettings) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs on this machine."""
+    on_cpu = bool(current_platform.is_cpu())
+    return engine_arguments(settings, on_cpu=on_cpu, free_bytes=_memory(on_cpu=on_cpu))
 
 
 def _check_device(settings: VllmSettings, *, on_cpu: bool) -> None:

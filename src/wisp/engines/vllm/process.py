@@ -6,9 +6,6 @@ an idle engine costs nothing. When the server ends, the read of the engine's pro
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,14 +15,13 @@ from typing import Any
 
 from wisp.engines.base import StepMember
 from wisp.engines.sampling import Decision
-from wisp.engines.vllm.settings import VllmSettings, environment
+from wisp.engines.vllm import child
+from wisp.engines.vllm.settings import VllmSettings
 from wisp.errors import EngineError, WispError
 from wisp.logs import logger
 from wisp.types import GenerationRequest, SessionId
 
 log = logger(__name__)
-
-_STOP_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +80,10 @@ class EngineProcess:
 
     def shutdown(self) -> None:
         """End the process."""
-        self._connection.close()
-        try:
-            self._process.wait(_STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        child.end(self._process, self._connection)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "wisp.engines.vllm.process", str(theirs.fileno())]
-        self._process = subprocess.Popen(  # noqa: S603 - this program itself
-            command,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **environment(self._settings)},
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,  # standard output is for results
-            start_new_session=True,  # Ctrl-C is for the server, which ends this in order
-        )
-        theirs.close()
-        self._connection = Connection(ours.detach())
+        self._process, self._connection = child.start("wisp.engines.vllm.process", self._settings)
         try:
             self.facts: EngineFacts = self._exchange((self._settings, self._vocabulary_size))
         except WispError:

@@ -37,6 +37,8 @@ class VllmSettings:
     quantization: str | None = None
     """vLLM's name of a method; None: what the checkpoint says."""
     batch_invariant: bool = False
+    graphs: bool = True
+    """CUDA graphs; on a CPU there are none."""
     max_requests: int = 64
     """Members of one step."""
     max_new_tokens: int = 2048
@@ -87,6 +89,7 @@ def engine_arguments(settings: VllmSettings, *, on_cpu: bool, free_bytes: int) -
         "max_model_len": settings.max_context or -1,  # -1: as much of the model's own as the cache holds
         "tensor_parallel_size": settings.tensor_parallel,
         "quantization": settings.quantization,
+        "enforce_eager": on_cpu or not settings.graphs,
         "max_num_seqs": settings.max_requests,
         "max_num_batched_tokens": settings.max_new_tokens,
         "enable_prefix_caching": True,
@@ -104,7 +107,6 @@ def engine_arguments(settings: VllmSettings, *, on_cpu: bool, free_bytes: int) -
     }
     kv_bytes = None if settings.kv_gib is None else int(settings.kv_gib * 2**30)
     if on_cpu:
-        arguments["enforce_eager"] = True
         arguments["block_size"] = _CPU_PAGE_TOKENS
         kv_bytes = int(free_bytes * _CPU_KV_SHARE) if kv_bytes is None else kv_bytes
     elif settings.memory_gib is not None:
