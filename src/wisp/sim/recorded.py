@@ -41,8 +41,8 @@ class RecordedAcceptance:
         """Raises FormatError where no output is long enough."""
         self.header = header
         complete = [record.chains[: max(len(record.chains) - header.chain_length, 0)] for record in records]
-        self._fates = [RecordedFate(chains) for chains in complete if chains]
-        if not self._fates:
+        self.fates = [RecordedFate(chains) for chains in complete if chains]
+        if not self.fates:
             raise FormatError(
                 f"no output of the trace is longer than its chains of {header.chain_length} tokens: record longer ones "
                 "(`wisp trace --tokens`)"
@@ -63,4 +63,4 @@ class RecordedAcceptance:
             )
 
     def fate(self, num_positions: int, rng: np.random.Generator) -> RecordedFate:
-        return self._fates[int(rng.integers(len(self._fates)))]
+        return self.fates[int(rng.integers(len(self.fates)))]

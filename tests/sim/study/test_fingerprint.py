@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
+from tests.training.traces import header
+from wisp.formats.trace import Chain, TraceRecord
 from wisp.policy.batch_time import BatchShape
+from wisp.policy.predictor import MlpPredictor
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.hardware import GPUS, MODELS, Roofline
+from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import Scenario
 from wisp.sim.study.fingerprint import code_outline, fingerprint, plain
 from wisp.sim.study.model import Cell, Measure, Task
+from wisp.sim.workload import Workload
+from wisp.types import DraftStats
 
 ROOFLINE = Roofline(GPUS["a100-80gb"], MODELS["qwen3-32b"])
 
@@ -59,6 +66,22 @@ def _step(seconds: float, _: BatchShape) -> float:
 def test_functions_with_arguments_have_their_content() -> None:
     """A partial is its function and its arguments."""
     assert plain(partial(_step, 0.1)) == plain(partial(_step, 0.1)) != plain(partial(_step, 0.2))
+
+
+def test_recorded_drafts_count_by_what_was_recorded() -> None:
+    """And a trained predictor by its weights: both make the points of a study."""
+
+    def of(num_accepted: int, weight: float) -> str:
+        chain = Chain((7,), (DraftStats(0.5, 1.0, 1.0, 1.0, 0.5),), num_accepted, 1)
+        record = TraceRecord(0, "a", (1, 7, 7), 1, (chain, chain), 0.01, 0.01)
+        recorded = RecordedAcceptance(replace(header(), chain_length=1), [record])
+        layer = (np.array([[weight]]), np.zeros(1))
+        predictor = MlpPredictor(("confidence",), np.zeros(1), np.ones(1), (layer,))
+        scenario = Scenario(ROOFLINE, workload=Workload(acceptance=recorded), predictor=predictor)
+        return fingerprint(task(cell=Cell("base", scenario)))
+
+    assert of(1, 2.0) == of(1, 2.0)
+    assert len({of(1, 2.0), of(0, 2.0), of(1, 3.0)}) == 3
 
 
 def test_what_has_no_content_is_refused() -> None:

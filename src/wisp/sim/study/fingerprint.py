@@ -16,8 +16,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+
 import wisp
 from wisp.calibration.measured import MeasuredBatchTime
+from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.study.model import Task
 
 SOURCES = (
@@ -26,12 +29,14 @@ SOURCES = (
     "metrics.py",
     "policy/*.py",
     "sim/*.py",
+    "sim/study/variants.py",
     "calibration/fit.py",
+    "calibration/measured.py",
     "calibration/nnls.py",
 )
 """What decides the outcome of a simulation."""
-LEFT_OUT = ("app.py", "options.py", "plot.py", "report.py", "sweep.py", "sessions.py")
-"""Of those: how it is asked for and shown, and how real engines are measured."""
+LEFT_OUT = ("app.py", "options.py")
+"""Of those: how it is asked for and shown."""
 
 
 def fingerprint(task: Task) -> str:
@@ -70,6 +75,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(content) for key, content in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return [f"{type(value).__module__}.{type(value).__qualname__}", _content(value)]
 
 
@@ -84,7 +91,15 @@ def _content(value: Any) -> Any:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, MeasuredBatchTime):
         return plain(value.samples)
+    if isinstance(value, RecordedAcceptance):
+        return _recorded(value)
     raise TypeError(f"a {type(value).__qualname__} has no fingerprint")
+
+
+@cache
+def _recorded(acceptance: RecordedAcceptance) -> str:
+    """A digest, made once: traces are long, and every point of a study has the same."""
+    return _digest(json.dumps(plain((acceptance.header, acceptance.fates))))
 
 
 def _sources(root: Path) -> Iterator[Path]:
