@@ -50,7 +50,7 @@ def test_messages_never_overtake() -> None:
 def test_acceptance_has_the_rate_and_the_auc_that_were_asked_for(persistence: float) -> None:
     """And its predictions are calibrated."""
     right, predicted = AcceptanceModel(0.7, 0.85, persistence).draw(40_000, _rng())
-    scores, labels = np.array(predicted), np.array(right)
+    scores, labels = np.array(predicted), np.frombuffer(right, dtype=bool)
     ranks = scores.argsort().argsort()
     num_right, num_wrong = labels.sum(), (~labels).sum()
     auc = (ranks[labels].sum() - num_right * (num_right - 1) / 2) / (num_right * num_wrong)
@@ -65,8 +65,8 @@ def test_acceptance_has_the_rate_and_the_auc_that_were_asked_for(persistence: fl
 
 def test_acceptance_can_be_certain() -> None:
     """Rates of 0 and 1 are what they say."""
-    assert AcceptanceModel(0.0).draw(50, _rng())[0] == [False] * 50
-    assert AcceptanceModel(1.0).draw(50, _rng())[0] == [True] * 50
+    assert AcceptanceModel(0.0).draw(50, _rng())[0] == bytes([0] * 50)
+    assert AcceptanceModel(1.0).draw(50, _rng())[0] == bytes([1] * 50)
     assert stats(1.0).confidence == 1.0
 
 
@@ -91,7 +91,7 @@ def test_values_of_devices_are_spread_evenly_on_a_log_scale() -> None:
 
 
 def _script(right: list[bool]) -> SessionScript:
-    return SessionScript(1, 3, None, DrawnFate(right, [0.5] * len(right)))
+    return SessionScript(1, 3, None, DrawnFate(bytes(right), [0.5] * len(right)))
 
 
 def test_a_script_judges_drafts_as_an_engine_does() -> None:

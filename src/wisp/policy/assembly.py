@@ -53,16 +53,18 @@ class Assembly:
                 return True
         if member is None or self.members:
             return False
-        self._take(member, self._shape_with(member))
+        shape = self._shape_with(member)
+        self._take(member, shape, self._time_of(shape))
         return True
 
     def _variants(self, request: VerificationRequest, num_draft_tokens: int) -> Iterator[BatchMember]:
         """Ways to take a request in, the dearest first."""
         if self.full:
             return
+        drafts = (num_draft_tokens, 0) if num_draft_tokens else (0,)
         for part in _CHUNKS if request.num_prefill_tokens else _CHUNKS[:1]:
             prefill = -(-self._prefill // part)
-            for num_draft in dict.fromkeys((num_draft_tokens, 0)):
+            for num_draft in drafts:
                 member = fit(request, num_draft, self._tokens, prefill)
                 if member is not None:
                     yield member
@@ -72,16 +74,17 @@ class Assembly:
         own = time_left if member.completes else inf
         # Only the first verification is not bound by what protects others: somebody has to be served.
         others = self._time_left if self.members or member.num_prefill_tokens else inf
-        if self._time_of(shape) > min(others, own):
+        time = self._time_of(shape)
+        if time > own or time > others:
             return False
         self._time_left = min(self._time_left, own)
-        self._take(member, shape)
+        self._take(member, shape, time)
         return True
 
-    def _take(self, member: BatchMember, shape: BatchShape) -> None:
+    def _take(self, member: BatchMember, shape: BatchShape, time: float) -> None:
         self.members[member.request.session_id] = member
-        self._shape, self.time = shape, self._time_of(shape)
-        self._time_left = max(self._time_left, self.time)
+        self._shape, self.time = shape, time
+        self._time_left = max(self._time_left, time)
         self._requests -= 1
         self._tokens -= member.num_new_tokens
         self._prefill -= member.num_prefill_tokens

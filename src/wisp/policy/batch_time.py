@@ -33,7 +33,7 @@ class BatchShape:
     @classmethod
     def of(cls, batch: Batch) -> BatchShape:
         """The shape of what a scheduler put together."""
-        return cls.of_members((member.num_new_tokens, member.request.num_cached_tokens) for member in batch.members)
+        return cls.of_members([(one.num_new_tokens, one.request.num_cached_tokens) for one in batch.members])
 
     @classmethod
     def of_members(cls, members: Iterable[tuple[int, int]]) -> BatchShape:

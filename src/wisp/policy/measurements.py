@@ -54,7 +54,8 @@ class Measurements:
     def token_drafted(self, elapsed: float, *, first: bool) -> None:
         """Take the time of a drafted token; `first`: of its round."""
         context = self.context
-        context.token_time = self._smooth(context.token_time, elapsed)
+        mean = context.token_time
+        context.token_time = mean + self.smoothing * (elapsed - mean) if mean else elapsed
         if first:
             context.first_token_time = self._smooth(context.first_token_time, elapsed)
 
@@ -64,7 +65,8 @@ class Measurements:
         `cached`: the server had not to read the session's history first, which no later round pays for.
         """
         context, server_time = self.context, queue_time + batch_time
-        context.rtt = self._smooth(context.rtt, max(elapsed - server_time, 0.0))
+        on_the_way = elapsed - server_time
+        context.rtt = self._smooth(context.rtt, on_the_way if on_the_way > 0.0 else 0.0)
         context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
             context.server_time = self._smooth(context.server_time, server_time)
@@ -77,11 +79,15 @@ class Measurements:
     def draft_judged(self, num_accepted: int, estimates: Sequence[float]) -> None:
         """Take the verdict on a draft; `estimates`: the stop rule's chances of the tokens that were judged."""
         context, memory = self.context, self.acceptance_memory
+        expected = variance = 0.0
+        for estimate in estimates:
+            expected += estimate
+            variance += estimate * (1.0 - estimate)
         self._num_accepted = memory * self._num_accepted + num_accepted
         context.num_judged = memory * context.num_judged + len(estimates)
         context.acceptance = self._num_accepted / context.num_judged
-        self._curvature = memory * self._curvature + sum(a * (1.0 - a) for a in estimates)
-        step = (num_accepted - sum(estimates)) / max(self._curvature, _LEAST_CURVATURE)
+        self._curvature = memory * self._curvature + variance
+        step = (num_accepted - expected) / max(self._curvature, _LEAST_CURVATURE)
         context.bias = min(max(context.bias + step, -_LARGEST_BIAS), _LARGEST_BIAS)
 
     def plain_round(self, token_time: float) -> None:
@@ -96,4 +102,4 @@ class Measurements:
         context.plain_token_time = self._plain_token_time or expected
 
     def _smooth(self, mean: float, value: float) -> float:
-        return value if mean == 0.0 else mean + self.smoothing * (value - mean)
+        return mean + self.smoothing * (value - mean) if mean else value

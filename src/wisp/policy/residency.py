@@ -11,7 +11,7 @@ small for all of them would compute their histories again and again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, KeysView
 from math import exp, inf
 
 from wisp.types import BatchMember, SessionId, VerificationRequest
@@ -45,6 +45,11 @@ class KVResidency:
     def __contains__(self, session_id: SessionId) -> bool:
         return session_id in self._held
 
+    @property
+    def sessions(self) -> KeysView[SessionId]:
+        """Those that are in the cache."""
+        return self._held.keys()
+
     def enter(self, request: VerificationRequest, now: float, waiting: Container[SessionId]) -> bool:
         """Let a request's session in if all it needs fits; sessions that seem gone, and do not wait, make room."""
         needed = self._occupied(request.num_history_tokens + request.num_draft_tokens)
@@ -59,7 +64,8 @@ class KVResidency:
 
     def note(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         """A session was just active and has so much cached."""
-        held = max(self._occupied(num_cached_tokens), self._promised.get(session_id, 0))
+        held, promised = self._occupied(num_cached_tokens), self._promised.get(session_id, 0)
+        held = held if held > promised else promised
         if held:
             self._hold(session_id, held, now)
 

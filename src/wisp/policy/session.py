@@ -92,6 +92,8 @@ class Session:
     token_times: list[float] = field(default_factory=list, init=False)
     """Arrival of every output token, by the caller's clock."""
     measured: Measurements = field(init=False)
+    _longest: int = field(init=False)
+    """Tokens that the history may grow to."""
     _stats: list[DraftStats | None] = field(default_factory=list, init=False)
     """Of the draft's tokens."""
     _longest_draft: int = field(default=0, init=False)
@@ -115,7 +117,8 @@ class Session:
 
     def __post_init__(self, earlier: Measurements | None) -> None:
         self.tokens = list(self.generation.tokens)
-        settings = self.settings
+        generation, settings = self.generation, self.settings
+        self._longest = min(generation.num_prompt_tokens + generation.stop.max_tokens, settings.context_length)
         new = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
         self.measured = new if earlier is None else earlier.of_next_session()
 
@@ -131,17 +134,17 @@ class Session:
     @property
     def tokens_left(self) -> int:
         """Output tokens that may still come."""
-        by_length = self.generation.stop.max_tokens - self.num_output_tokens
-        return min(by_length, self.settings.context_length - len(self.tokens))
+        return self._longest - len(self.tokens)
 
     def begin_round(self, now: float) -> None:
         """Start a round; afterwards `wants_draft_token` says whether to draft."""
+        context = self.measured.context
         self.round += 1
         self._drop_draft()
         self._num_drafted = self._round_tokens = 0
         self._round_started = self._last_draft_at = now
-        self.measured.context.time_left = self.time_left(now)
-        self.measured.context.slo_speed = 0.0 if self.slo is None else self.slo.tokens_per_s
+        context.time_left = self.time_left(now)
+        context.slo_speed = 0.0 if self.slo is None else self.slo.tokens_per_s
         self._plain = not self.token_times
         self._longest_draft = 0 if self._plain else min(self.settings.max_draft_tokens, self.tokens_left - 1)
 
@@ -154,13 +157,14 @@ class Session:
 
     def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
         """Take one drafted token; nothing useful can follow one that would end the generation."""
-        self.measured.token_drafted(now - self._last_draft_at, first=not self.draft)
+        draft = self.draft
+        self.measured.token_drafted(now - self._last_draft_at, first=not draft)
         self._last_draft_at = now
         self._num_drafted += 1
-        self.draft.append(drafted)
+        draft.append(drafted)
         self._stats.append(drafted.stats)
         if drafted.token in self.generation.stop.stop_token_ids:
-            self._longest_draft = len(self.draft)
+            self._longest_draft = len(draft)
 
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
         """Close the draft and turn it into what the server is asked for.
@@ -174,14 +178,15 @@ class Session:
         if not self.draft:
             num_tokens = min(self._num_decoded(soon), self.tokens_left)
             return DecodeRequest(self.round, len(self.tokens), num_tokens, context.rtt, self.time_left(now))
+        draft_speed = 1.0 / context.token_time if context.token_time > 0.0 else 0.0
         return DraftRequest(
-            round=self.round,
-            num_committed=len(self.tokens),
-            tokens=tuple(self.draft),
-            survival=self._survival(),
-            draft_speed=1.0 / context.token_time if context.token_time > 0.0 else 0.0,
-            rtt=context.rtt,
-            time_left=self.time_left(now),
+            self.round,
+            len(self.tokens),
+            tuple(self.draft),
+            self._survival(),
+            draft_speed,
+            context.rtt,
+            self.time_left(now),
         )
 
     def on_verdict(self, verdict: Verdict, now: float) -> list[TokenId]:
@@ -189,20 +194,16 @@ class Session:
         if verdict.round != self.round or self.finish_reason is not None:
             return []
         committed = committed_tokens(self.draft, verdict)
+        num_committed = len(committed)
         self.tokens += committed
-        self.token_times += [now] * len(committed)
+        self.token_times += [now] * num_committed
         self.finish_reason = verdict.finish_reason
-        self._learn(verdict, len(committed), now)
+        self._learn(verdict, num_committed, now)
         self._answered = True
-        self._cached = self._cached or (verdict.final and bool(committed))
+        self._cached = self._cached or (verdict.final and num_committed > 0)
+        draft_time = self._last_draft_at - self._round_started
         self.records.append(
-            RoundRecord(
-                num_drafted=self._num_drafted,
-                num_verified=verdict.num_verified,
-                num_accepted=verdict.num_accepted,
-                num_committed=len(committed),
-                draft_time=self._last_draft_at - self._round_started,
-            )
+            RoundRecord(self._num_drafted, verdict.num_verified, verdict.num_accepted, num_committed, draft_time)
         )
         self._drop_draft()
         return committed
@@ -224,16 +225,19 @@ class Session:
         return playback + len(self.token_times) / self.slo.tokens_per_s - now
 
     def _drop_draft(self) -> None:
-        self.draft.clear()
-        self._stats.clear()
+        if self.draft:
+            self.draft.clear()
+            self._stats.clear()
 
     def _withhold(self) -> None:
         """Drop what the stop rule does not want verified.
 
         Not under rejection sampling: there a draft may be cut because of a token only if that token is still proposed.
         """
-        if self.draft and not self.generation.sampling.by_rejection:
-            num_sent = self.stop_rule.num_sent(self._stats, self.measured.context)
+        if not self.draft:
+            return
+        num_sent = self.stop_rule.num_sent(self._stats, self.measured.context)
+        if num_sent < len(self.draft) and not self.generation.sampling.by_rejection:
             del self.draft[num_sent:], self._stats[num_sent:]
 
     def _num_decoded(self, soon: bool) -> int:

@@ -20,7 +20,7 @@ Who:    sessions are admitted while those there can be served at their speeds, b
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -110,13 +110,17 @@ class SLOAwareScheduler:
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
         self._sessions: dict[SessionId, SessionDemand] = {}
-        self._heard: dict[SessionId, float] = {}
-        """When each last asked for something, or was served."""
+        self._heard: OrderedDict[SessionId, float] = OrderedDict()
+        """When each last asked for something, or was served; the longest silent first."""
+        self._speeds: Counter[float] = Counter()
+        """How many sessions ask for each speed."""
         self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         """Requests that wait for room in the KV cache."""
         self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
         self._evicting: tuple[SessionId, ...] = ()
         self._now = 0.0
+        self._fill: BatchShape | None = None
+        """See _fill_shape; None: something that it depends on has changed."""
         self._away = Order()
         """Sessions that are drafting, by when their next verdict is probably due."""
 
@@ -126,13 +130,15 @@ class SLOAwareScheduler:
         reason = None if session.session_id in self._sessions else self._objection(session, now)
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
+        self._forget(session.session_id)
         self._sessions[session.session_id] = session
-        self._heard[session.session_id] = now
+        self._speeds[_tokens_per_s(session)] += 1
+        self._hear(session.session_id, now)
         return Admitted()
 
     def release(self, session_id: SessionId) -> None:
         self.cancel(session_id)
-        self._sessions.pop(session_id, None)
+        self._forget(session_id)
         self._heard.pop(session_id, None)
         self._away.discard(session_id)
         self._residency.forget(session_id)
@@ -146,22 +152,39 @@ class SLOAwareScheduler:
             return f"all {self._limits.max_sessions} sessions are taken"
         if not self._sessions:
             return None
-        present = [one for one in self._sessions.values() if self._present(one.session_id, now)]
-        if sum(map(_tokens_per_s, [*present, session])) * self._time_per_token() > self._settings.max_load:
-            return f"the {len(present)} sessions that are under way take all of its time"
+        gone = self._gone(now)
+        speed = sum(speed * num_sessions for speed, num_sessions in self._speeds.items()) + _tokens_per_s(session)
+        if (speed - sum(map(_tokens_per_s, gone))) * self._time_per_token() > self._settings.max_load:
+            return f"the {len(self._sessions) - len(gone)} sessions that are under way take all of its time"
         if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
             return f"its KV cache is full, and others of the {len(self._sessions)} sessions wait for room in it"
         return None
 
     def _present(self, session_id: SessionId, now: float) -> bool:
         """Whether a session is at work: it waits here, or was heard of lately. The others' devices are gone."""
-        waits = session_id in self._waiting.requests or session_id in self._entering
-        return waits or now - self._heard[session_id] <= GONE_AFTER
+        return now - self._heard[session_id] <= GONE_AFTER or self._waits(session_id)
+
+    def _waits(self, session_id: SessionId) -> bool:
+        return session_id in self._waiting.requests or session_id in self._entering
+
+    def _gone(self, now: float) -> list[SessionDemand]:
+        """Sessions that are not at work."""
+        silent = takewhile(lambda one: now - self._heard[one] > GONE_AFTER, self._heard)
+        return [self._sessions[one] for one in silent if one in self._sessions and not self._waits(one)]
+
+    def _hear(self, session_id: SessionId, now: float) -> None:
+        self._heard[session_id] = now
+        self._heard.move_to_end(session_id)
+
+    def _forget(self, session_id: SessionId) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._speeds[_tokens_per_s(session)] -= 1
 
     def _entry_wait(self, session: SessionDemand, now: float) -> float:
         """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
-        absent = (one for one in self._sessions.values() if one.session_id not in self._residency)
-        outside = (one.num_history_tokens for one in absent if self._present(one.session_id, now))
+        absent = self._sessions.keys() - self._residency.sessions
+        outside = (self._sessions[one].num_history_tokens for one in absent if self._present(one, now))
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
@@ -174,7 +197,7 @@ class SLOAwareScheduler:
     def add(self, request: VerificationRequest) -> None:
         self.cancel(request.session_id)
         self._away.discard(request.session_id)
-        self._heard[request.session_id] = max(request.arrival, self._now)
+        self._hear(request.session_id, max(request.arrival, self._now))
         if request.session_id in self._residency:
             self._wait(request)
             return
@@ -202,10 +225,10 @@ class SLOAwareScheduler:
         work = request.num_prefill_tokens + 1 + request.num_draft_tokens
         return request.deadline - self.estimator.model.large_position_time(request.num_cached_tokens) * work
 
-    def _density(self, request: VerificationRequest) -> float:
+    def _density(self, request: VerificationRequest) -> float | None:
         """Tokens that it is expected to commit per second that it adds to a filled batch, its prefill included."""
         if not self._settings.by_density:
-            return 0.0
+            return None
         shape = self._fill_shape()
         num_new = request.num_prefill_tokens + 1 + request.num_draft_tokens
         model = self.estimator.model
@@ -215,7 +238,7 @@ class SLOAwareScheduler:
     # Batches
 
     def schedule(self, now: float) -> Batch | WaitUntil:
-        self._now = max(now, self._now)
+        self._now, self._fill = max(now, self._now), None
         self._enter(now)
         until = self._dispatch_time(now)
         if until > now:
@@ -238,7 +261,7 @@ class SLOAwareScheduler:
         return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
     def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
-        shape = BatchShape.of(batch)
+        shape, self._fill = BatchShape.of(batch), None
         self.estimator.observe(shape, elapsed)
         rounds = sum(member.completes for member in batch.members)
         self._meter.observe(shape, now, elapsed, rounds, num_committed)
@@ -317,7 +340,7 @@ class SLOAwareScheduler:
             self._waiting.update(request, self._density(request))
             return
         self._waiting.remove(request.session_id)
-        self._heard[request.session_id] = self._now
+        self._hear(request.session_id, self._now)
         if request.max_own_draft == 0:
             self._away.put(request.session_id, self._next_due(member), 0)
 
@@ -333,8 +356,10 @@ class SLOAwareScheduler:
 
     def _fill_shape(self) -> BatchShape:
         """Of a batch that is as full as the load needs it."""
-        needed = self._meter.work(self.estimator.model, self._now) / self._settings.target_utilisation
-        return self._filled(min(max(needed, _LEAST_FILL), self._settings.fill))
+        if self._fill is None:
+            needed = self._meter.work(self.estimator.model, self._now) / self._settings.target_utilisation
+            self._fill = self._filled(min(max(needed, _LEAST_FILL), self._settings.fill))
+        return self._fill
 
     def _filled(self, level: float) -> BatchShape:
         """Of a batch of such rounds as there were lately, filled to a level, within the limits."""
@@ -368,7 +393,7 @@ def _worthwhile(request: VerificationRequest, price: float) -> int:
     """Drafted tokens whose survival is at least the price of a position; all where nothing is known of them."""
     if not request.survival:
         return request.num_draft_tokens
-    return sum(1 for _ in takewhile(lambda survival: survival >= price, request.survival))
+    return next((index for index, survival in enumerate(request.survival) if survival < price), len(request.survival))
 
 
 def _first_token_s(demand: SessionDemand) -> float:

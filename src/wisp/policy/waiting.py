@@ -59,7 +59,7 @@ class Order:
 
 
 class WaitingRequests:
-    """At most one request per session, with its density (committed tokens per second of engine time)."""
+    """At most one request per session, with its density (committed tokens per second of engine time), if it is given one."""
 
     def __init__(self) -> None:
         self.requests: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
@@ -76,7 +76,7 @@ class WaitingRequests:
     def __len__(self) -> int:
         return len(self.requests)
 
-    def add(self, request: VerificationRequest, density: float, latest_start: float) -> None:
+    def add(self, request: VerificationRequest, density: float | None, latest_start: float) -> None:
         """Queue a request; a newer one of a session takes the older one's place away."""
         self.remove(request.session_id)
         self._arrivals += 1
@@ -84,7 +84,7 @@ class WaitingRequests:
         self.by_deadline.put(request.session_id, latest_start, self._arrivals)
         self._set(request, density)
 
-    def update(self, request: VerificationRequest, density: float) -> None:
+    def update(self, request: VerificationRequest, density: float | None) -> None:
         """Note that more, or less, of a request's history is cached; it keeps its place."""
         self.num_tokens -= _num_tokens(self.requests[request.session_id])
         self._set(request, density)
@@ -110,10 +110,10 @@ class WaitingRequests:
         self.by_deadline.put_back()
         self.by_density.put_back()
 
-    def _set(self, request: VerificationRequest, density: float) -> None:
+    def _set(self, request: VerificationRequest, density: float | None) -> None:
         self.requests[request.session_id] = request
         self.num_tokens += _num_tokens(request)
-        if request.session_id not in self.late:
+        if density is not None and request.session_id not in self.late:
             self.by_density.put(request.session_id, -density, self._places[request.session_id])
 
 

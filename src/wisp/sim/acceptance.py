@@ -13,6 +13,8 @@ every system meets the same text, and a position that is drafted again meets the
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -56,20 +58,18 @@ class Acceptance(Protocol):
 class DrawnFate:
     """A position that is drafted again meets the same fate; see Fate."""
 
-    right: list[bool]
-    """Per output position (and MARGIN more)."""
-    predicted: list[float]
+    right: bytes
+    """Per output position (and MARGIN more) 1 or 0."""
+    predicted: Sequence[float]
     """The predictor's probability of that."""
 
     def drafted(self, start: int, index: int) -> tuple[bool, DraftStats] | None:
         position = start + index
-        return self.right[position], stats(self.predicted[position])
+        return self.right[position] == 1, stats(self.predicted[position])
 
     def num_right(self, start: int, num_tokens: int) -> int:
-        for index in range(num_tokens):
-            if not self.right[start + index]:
-                return index
-        return num_tokens
+        wrong = self.right.find(0, start, start + num_tokens)
+        return num_tokens if wrong < 0 else wrong - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,11 @@ class AcceptanceModel:
         """What becomes of drafts in one session of so many output positions."""
         return DrawnFate(*self.draw(num_positions + MARGIN, rng))
 
-    def draw(self, num_positions: int, rng: np.random.Generator) -> tuple[list[bool], list[float]]:
+    def draw(self, num_positions: int, rng: np.random.Generator) -> tuple[bytes, array[float]]:
         """For each position whether the drafted token is right, and the predicted probability of that."""
         latent = _correlated(rng.standard_normal(num_positions), self.persistence)
         predicted = np.interp(latent, _GRID, _predictions(self.rate, self.auc))
-        return (rng.random(num_positions) < predicted).tolist(), predicted.tolist()
+        return (rng.random(num_positions) < predicted).tobytes(), array("d", predicted.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class StatedConfidence:
 
 def stats(predicted: float) -> DraftStats:
     """Draft statistics of a two-way choice with this confidence: all of them say the same."""
-    p = min(max(predicted, 1e-6), 1.0 - 1e-6)
+    p = predicted if 1e-6 < predicted < 1.0 - 1e-6 else min(max(predicted, 1e-6), 1.0 - 1e-6)
     of_right, of_wrong = math.log(p), math.log(1.0 - p)
     margin = of_right - of_wrong
     return DraftStats(predicted, -p * of_right - (1.0 - p) * of_wrong, margin, abs(margin) / 2.0, predicted)

@@ -197,13 +197,14 @@ class Device:
         """Draft as the stop rule wants it, after catching up; returns when the draft is complete."""
         script, token_time = self.script, self.drafter.token_time
         assert script is not None, "drafts come in sessions"
-        if self._ready > now:
+        if self._ready > now or not session.wants_draft_token:
             return now
-        start = session.num_output_tokens
-        now += self.drafter.prompt_token_time * max(self._lag - 1, 0) if session.wants_draft_token else 0.0
-        index = 0
-        while session.wants_draft_token and (drafted := script.drafted(start, index)) is not None:
+        now += self.drafter.prompt_token_time * max(self._lag - 1, 0)
+        start, index = session.num_output_tokens, 0
+        while (drafted := script.drafted(start, index)) is not None:
             now += token_time
             session.on_draft_token(drafted, now)
             index += 1
+            if not session.wants_draft_token:
+                break
         return now

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import hypot
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,14 @@ class Roofline:
     per_request_s: float = 20e-6
     host_efficiency: float = 0.8
     """Of the data sheet's bandwidth to the host. Assumed."""
+    _read_time: float = field(init=False, repr=False, compare=False)
+    """Seconds in which a step reads its weights; like those below, worked out once."""
+    _matmul_flops: float = field(init=False, repr=False, compare=False)
+    """Per position."""
+    _attention_flops: float = field(init=False, repr=False, compare=False)
+    """Per pair of a position and a token it attends to."""
+    _kv_bytes: int = field(init=False, repr=False, compare=False)
+    """Per cached token."""
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8, 16):
@@ -142,6 +150,15 @@ class Roofline:
                 f"{self.weight_bytes / 1e9:.0f} GB of weights leave no room for a KV cache in "
                 f"{self.gpu.memory_bytes / 1e9:.0f} GB: take fewer weight bits, or a larger GPU"
             )
+        model = self.model
+        derived = {
+            "_read_time": self.read_bytes / (self.gpu.bandwidth * self.bandwidth_efficiency),
+            "_matmul_flops": 2.0 * model.num_matmul_parameters,
+            "_attention_flops": 4.0 * model.num_layers * model.num_heads * model.head_dim,
+            "_kv_bytes": model.kv_bytes_per_token,
+        }
+        for name, number in derived.items():
+            object.__setattr__(self, name, number)
 
     @property
     def weight_bytes(self) -> float:
@@ -167,16 +184,13 @@ class Roofline:
 
     def matmul_time(self, num_tokens: int) -> float:
         """Seconds that the matrix products of a step take."""
-        read = self.read_bytes / (self.gpu.bandwidth * self.bandwidth_efficiency)
-        flops = 2.0 * self.model.num_matmul_parameters * num_tokens
-        compute = flops / (self.gpu.flops * self.compute_efficiency)
-        return hypot(read, compute)
+        compute = self._matmul_flops * num_tokens / (self.gpu.flops * self.compute_efficiency)
+        return hypot(self._read_time, compute)
 
     def attention_time(self, num_cached: int, num_pairs: float) -> float:
         """Seconds for attention over `num_cached` tokens in the cache and `num_pairs` (new, attended) pairs."""
-        read = self.model.kv_bytes_per_token * num_cached / (self.gpu.bandwidth * self.bandwidth_efficiency)
-        flops = 4.0 * self.model.num_layers * self.model.num_heads * self.model.head_dim * num_pairs
-        return max(read, flops / (self.gpu.flops * self.attention_efficiency))
+        read = self._kv_bytes * num_cached / (self.gpu.bandwidth * self.bandwidth_efficiency)
+        return max(read, self._attention_flops * num_pairs / (self.gpu.flops * self.attention_efficiency))
 
     def __call__(self, shape: BatchShape) -> float:
         """Seconds that a batch takes."""

@@ -72,8 +72,11 @@ class Link:
         """When a message that is sent now gets there."""
         if not self._delays:
             self._delays = self.model.draw(self.rng, BLOCK)[::-1]
-        self._last = max(self._last, sent + self._delays.pop())
-        return self._last
+        arrival = sent + self._delays.pop()
+        if arrival < self._last:
+            return self._last
+        self._last = arrival
+        return arrival
 
     def reconnect(self) -> None:
         """Messages of a new connection do not wait for those of the old one."""

@@ -113,12 +113,12 @@ class Observer:
         """Take a batch that is done."""
         if not self.start <= started < self.end:
             return
+        shape = BatchShape.of(batch)
         self.num_batches += 1
-        self.num_positions += batch.num_new_tokens
+        self.num_positions += shape.num_new
         self.engine_time += elapsed
-        self.queue_times.extend(started - member.request.arrival for member in batch.members if member.completes)
-        together = self.batch_time(BatchShape.of(batch))
-        self.interference.extend(verification_interference(batch, together, self._alone))
+        self.queue_times.extend([started - one.request.arrival for one in batch.members if one.completes])
+        self.interference.extend(verification_interference(batch, self.batch_time(shape), self._alone))
 
     def judges(self, offered: float) -> bool:
         """Whether a session that is offered then counts."""

@@ -204,23 +204,24 @@ class Verifier:
             num_drafted, survival, max_own_draft = len(request.tokens), request.survival, 0
         self.scheduler.add(
             VerificationRequest(
-                session_id=session.session_id,
-                round=request.round,
-                num_history_tokens=session.num_tokens,
-                num_cached_tokens=session.num_cached,
-                num_draft_tokens=num_drafted,
-                arrival=session.arrival,
-                survival=survival,
-                deadline=session.deadline,
-                slo=session.script.slo,
-                max_own_draft=max_own_draft,
+                session.session_id,
+                request.round,
+                session.num_tokens,
+                session.num_cached,
+                num_drafted,
+                session.arrival,
+                survival,
+                session.deadline,
+                session.script.slo,
+                max_own_draft,
             )
         )
         self._wake()
 
     def _start(self, batch: Batch) -> None:
         for member in batch.members:
-            self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
+            if member.num_prefill_tokens:
+                self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
         elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch) + self._swapping_time(batch)
         self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, self._num_failures))
@@ -291,15 +292,9 @@ class Verifier:
         assert request is not None, "a verdict answers a request"
         if isinstance(request, DraftRequest):
             session.tokens_left = 0
+            accepted, next_token, finish_reason = outcome
             session.send(
-                Verdict(
-                    round=request.round,
-                    num_verified=num_verified,
-                    num_accepted=outcome.num_accepted,
-                    next_token=outcome.next_token,
-                    finish_reason=outcome.finish_reason,
-                    hints=hints,
-                )
+                Verdict(request.round, num_verified, accepted, next_token, (), finish_reason, final=True, hints=hints)
             )
             return
         session.tokens_left -= outcome.num_committed
