@@ -16,6 +16,7 @@ from rich.table import Table
 
 from wisp.bench.engine import engine_ratios
 from wisp.bench.models import save_random_llama
+from wisp.bench.scheduling import FEW, MANY, SchedulingCost, scheduling_costs
 from wisp.bench.server import ServerOverhead, WireRate, server_overhead, wire_rate
 from wisp.bench.simulator import simulator_ratio
 from wisp.bench.timing import Ratio
@@ -39,14 +40,17 @@ def main() -> None:
             ratios += engine_ratios(larger, max(given.rounds // 4, 1), progress)
         overhead = server_overhead(given.model, 40 * given.rounds, progress)
         wire = wire_rate(40 * given.rounds, progress)
+        scheduling = scheduling_costs(max(given.rounds // 2, 1), progress)
         simulator = simulator_ratio(max(given.rounds // 4, 1), progress)
     if given.json:
-        sys.stdout.write(json.dumps(_values(ratios, overhead, wire, simulator)) + "\n")
+        sys.stdout.write(json.dumps(_values(ratios, overhead, wire, scheduling, simulator)) + "\n")
     else:
-        Console().print(_table([*ratios, simulator], overhead, wire))
+        Console().print(_table([*ratios, simulator], overhead, wire, scheduling))
 
 
-def _values(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate, simulator: Ratio) -> dict[str, Any]:
+def _values(
+    ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate, scheduling: list[SchedulingCost], simulator: Ratio
+) -> dict[str, Any]:
     return {
         "engine": [{**asdict(ratio), "ratio": ratio.ratio} for ratio in ratios],
         "server": {
@@ -55,11 +59,12 @@ def _values(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate, simul
             "round_share": overhead.round_share,
         },
         "wire_rounds_per_s": asdict(wire),
+        "scheduling": [{**asdict(cost), "ratio": cost.ratio} for cost in scheduling],
         "simulator": {**asdict(simulator), "ratio": simulator.ratio},
     }
 
 
-def _table(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate) -> Table:
+def _table(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate, scheduling: list[SchedulingCost]) -> Table:
     table = Table("what", "in units of", "ratio", "+-", title="WISP side by side")
     for ratio in ratios:
         table.add_row(ratio.name, ratio.reference, f"{ratio.ratio:.2f}", f"{ratio.spread:.2f}")
@@ -78,6 +83,13 @@ def _table(ratios: list[Ratio], overhead: ServerOverhead, wire: WireRate) -> Tab
         f"{wire.many_sessions / wire.echo:.2f}",
         "",
     )
+    for cost in scheduling:
+        table.add_row(
+            f"one decision of {cost.system}'s scheduler, {MANY:,} waiting ({cost.many_s * 1e3:.2f} ms)",
+            f"one with {FEW:,} waiting ({cost.few_s * 1e3:.2f} ms)",
+            f"{cost.ratio:.2f}",
+            "",
+        )
     return table
 
 
