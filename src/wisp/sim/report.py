@@ -1,4 +1,8 @@
-"""What a simulation saw, in the terms of `metrics.py`."""
+"""What a simulation saw, in the terms of `metrics.py`.
+
+Judged are the sessions offered in a window of time, and of those offered before it the ones that it never saw end: a
+device whose session drags on offers no other, and a server that is stuck would be judged by nobody.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ UNLIMITED = SLO("none", 1e-9, float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run; rates and times are of the judged window, attainment and drafting of the sessions offered in it."""
+    """One run; rates and times are of the judged window, attainment and drafting of the sessions judged in it."""
 
     num_sessions: int
     num_unfinished: int
@@ -120,18 +124,18 @@ class Observer:
         self.queue_times.extend([started - one.request.arrival for one in batch.members if one.completes])
         self.interference.extend(verification_interference(batch, self.batch_time(shape), self._alone))
 
-    def judges(self, offered: float) -> bool:
-        """Whether a session that is offered then counts."""
-        return self.start <= offered < self.end
+    def judges(self, offered: float, ended: float) -> bool:
+        """Whether a session counts that was offered and ended, or was cut off, at these times."""
+        return offered < self.end and (offered >= self.start or ended >= self.end)
 
-    def on_session(self, session: Session, *, finished: bool, abandoned: bool = False) -> None:
+    def on_session(self, session: Session, now: float, *, finished: bool, abandoned: bool = False) -> None:
         """Take a session that is over, or cut off; one that its user gave up is not judged, but its tokens count."""
         slo = session.slo or UNLIMITED
         startup = session.settings.startup_time
         token_times = array("d", session.token_times)
         outcome = SessionOutcome(slo, session.started, token_times, finished, startup)
         self.sessions.append(outcome)
-        if not self.judges(session.started):
+        if not self.judges(session.started, now):
             return
         self.drafting += summarise_drafting(session.records)
         self.num_resumed += session.epoch

@@ -84,7 +84,7 @@ class Scenario:
     """Fields of SLOAwareSettings that are to differ from the systems' own."""
     settings: SessionSettings = field(default_factory=SessionSettings)
     warmup: float = 30.0
-    """Sessions offered before are not judged."""
+    """Sessions offered before are not judged, unless they outlast the judged time as well."""
     duration: float = 60.0
     """Sessions offered in this time after the warm-up are judged."""
     drain: float = 120.0

@@ -53,8 +53,8 @@ class Simulation:
     cluster: Cluster = field(init=False)
     _rules: DeviceRules = field(init=False)
     _running: dict[str, Device] = field(default_factory=dict, init=False)
-    _num_judged: int = field(default=0, init=False)
-    """Judged sessions under way."""
+    _num_awaited: int = field(default=0, init=False)
+    """Sessions under way that were offered before the judged time was over: who is there when it ends is judged."""
     _arrivals: Iterator[tuple[float, TracedSession | None]] = field(init=False)
     _num_arrived: int = field(default=0, init=False)
 
@@ -94,7 +94,7 @@ class Simulation:
         events.run(scenario.end + scenario.drain)
         for device in self._running.values():
             if device.session is not None:
-                self.observer.on_session(device.session, finished=False)
+                self.observer.on_session(device.session, events.now, finished=False)
         return self.observer.report(events.num_taken, events.now)
 
     def rng(self, purpose: int, device: int = 0, session: int = 0) -> np.random.Generator:
@@ -136,14 +136,14 @@ class Simulation:
 
     def _begin(self, device: Device, traced: TracedSession | None = None) -> None:
         self._running[device.name] = device
-        self._num_judged += self.observer.judges(self.events.now)
+        self._num_awaited += self.events.now < self.scenario.end
         device.start(self._script(device, traced))
 
     def _ended(self, device: Device, session: Session, ending: Ending) -> None:
         del self._running[device.name]
         abandoned = ending is Ending.ABANDONED
-        self.observer.on_session(session, finished=ending is Ending.FINISHED, abandoned=abandoned)
-        self._num_judged -= self.observer.judges(session.started)
+        self.observer.on_session(session, self.events.now, finished=ending is Ending.FINISHED, abandoned=abandoned)
+        self._num_awaited -= session.started < self.scenario.end
         if self.events.now >= self.scenario.end:
             self._stop_if_done()
         if self.scenario.workload.arrivals is None and not self.scenario.workload.trace:
@@ -152,8 +152,8 @@ class Simulation:
 
     def _stop_if_done(self, _: None = None) -> None:
         """Once all judged sessions have ended, or too many of them have missed."""
-        num_judged = len(self.observer.judged) + self._num_judged
-        if not self._num_judged or self.observer.num_missed > (1.0 - self.level) * num_judged:
+        num_judged = len(self.observer.judged) + self._num_awaited
+        if not self._num_awaited or self.observer.num_missed > (1.0 - self.level) * num_judged:
             self.events.stop()
 
     # Open arrivals
