@@ -20,7 +20,8 @@ Placement = Callable[[str, Loads], int | None]
 
 def least_loaded(key: str, loads: Loads) -> int | None:
     """The verifier with the fewest sessions."""
-    return min(_up(loads), key=lambda index: loads[index] or 0, default=None)
+    least = min((load for load in loads if load is not None), default=None)
+    return None if least is None else loads.index(least)
 
 
 def by_hash(key: str, loads: Loads) -> int | None:
