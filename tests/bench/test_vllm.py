@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 
 from rich.progress import Progress
 
 from tests.fakes import FakeTarget, generate
-from wisp.bench.vllm.decoding import NUM_SEQUENCES, NUM_TOKENS, decoding_ratios
+from wisp.bench.vllm.decoding import NUM_SEQUENCES, NUM_TOKENS, Decoder, decode, decoding_ratios
 from wisp.bench.vllm.rounds import NUM_NEW_TOKENS, NUM_REQUESTS, round_ratios
 from wisp.types import GenerationRequest, SamplingParams, StopRules
 
@@ -26,7 +28,8 @@ def test_both_decode_the_same_prompts_and_no_prompt_twice() -> None:
         return [own_output(prompt, num_tokens) for prompt in asked]
 
     with Progress(disable=True) as progress:
-        measured = list(decoding_ratios(target, plain, 1, progress, "fake"))
+        ours, theirs = Decoder(partial(decode, target), os.getpid()), Decoder(plain, os.getpid())
+        measured = list(decoding_ratios(ours, theirs, target.card.vocabulary_size, 1, progress, "fake"))
     assert [each.num_outputs for each in measured] == [2 * number for number in NUM_SEQUENCES]
     assert all(each.num_identical == each.num_outputs for each in measured)
     assert len(set(prompts)) == len(prompts) == 2 * sum(NUM_SEQUENCES)

@@ -51,3 +51,8 @@ def ratio(times: Mapping[str, list[float]], name: str, reference: str, label: st
         median(times[reference]),
         (each[-1 - quarter] - each[quarter]) / 2,
     )
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of processor that all threads of a process have used so far; on Linux only."""
+    return time.clock_gettime((~pid << 3) | 2)  # what the C library's clock_getcpuclockid returns

@@ -14,6 +14,7 @@ import pytest
 from tests.engines import contract
 from tests.engines.driving import drive, member, request
 from tests.engines.vllm import needs_vllm
+from wisp.bench.timing import processor_time
 from wisp.engines.vllm.settings import VllmSettings
 from wisp.engines.vllm.target import VllmTarget
 from wisp.errors import EngineError, ModelError
@@ -42,9 +43,9 @@ def test_an_idle_engine_uses_no_processor_time(checkpoint: contract.Checkpoint, 
     """Sessions are open and parked: nothing polls."""
     target.open("parked", "me", request(checkpoint.truth(np.random.default_rng(1), 20, 4)[:20]))
     target.step([member(target, "parked")])
-    before = _processor_time(target)
+    before = processor_time(target.pid)
     time.sleep(1.0)
-    assert _processor_time(target) - before < 0.02
+    assert processor_time(target.pid) - before < 0.02
     target.close("parked")
 
 
@@ -68,7 +69,7 @@ def test_sessions_survive_the_death_of_the_process(checkpoint: contract.Checkpoi
     for session_id, tokens in truth.items():
         target.open(session_id, "me", request(tokens[:-40], 40))
         target.step([member(target, session_id, tokens[-40:-36])])
-    os.kill(target._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(target.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="status -9"):
         target.step([member(target, "survivor 0")])
     assert [target.num_cached_tokens(session_id) for session_id in truth] == [0, 0, 0]
@@ -101,8 +102,3 @@ def test_two_workers_share_a_model(checkpoint: contract.Checkpoint) -> None:
         assert target.card.device.startswith("2 x ")
     finally:
         target.shutdown()
-
-
-def _processor_time(target: VllmTarget) -> float:
-    fields = Path(f"/proc/{target._process.pid}/stat").read_text().rpartition(")")[2].split()  # type: ignore[attr-defined]
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

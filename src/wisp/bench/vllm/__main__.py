@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from wisp.bench.models import save_random_llama
 from wisp.bench.timing import Ratio
-from wisp.bench.vllm.decoding import DecodingRatio, decoding_ratios
+from wisp.bench.vllm.decoding import Decoder, DecodingRatio, decode, decoding_ratios
 from wisp.bench.vllm.plain import PlainVllm
 from wisp.bench.vllm.rounds import round_ratios
 from wisp.engines.packed.loading import LoadOptions, without_loading_bars
@@ -65,7 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="wisp.bench.vllm", description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder (default: 88M random weights)")
     parser.add_argument("--dtype", default="auto", help="of all engines (auto: float32 on a CPU, else the model's own)")
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each alternative")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each alternative")
     modes = ("on", "off") if on_gpu else ("off",)
     parser.add_argument("--graphs", nargs="+", choices=modes, default=modes, help="CUDA graphs")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
@@ -90,7 +91,8 @@ def _beside_plain(
     target: VllmTarget, settings: VllmSettings, rounds: int, progress: Progress, label: str
 ) -> list[DecodingRatio]:
     with closing(PlainVllm(settings)) as plain:
-        return list(decoding_ratios(target, plain.generate, rounds, progress, label))
+        ours, theirs = Decoder(partial(decode, target), target.pid), Decoder(plain.generate, plain.pid)
+        return list(decoding_ratios(ours, theirs, target.card.vocabulary_size, rounds, progress, label))
 
 
 def _beside_transformers(target: VllmTarget, options: _Options, progress: Progress, label: str) -> list[Ratio]:
@@ -132,31 +134,37 @@ def _values(decoding: Sequence[DecodingRatio], rounds: Sequence[Ratio]) -> dict[
     return {
         "decoding": [
             {
-                "name": each.times.name,
                 "sequences": each.num_sequences,
                 "tokens_per_s": each.tokens_per_s,
                 "plain_tokens_per_s": each.plain_tokens_per_s,
-                "ratio": each.times.ratio,
-                "spread": each.times.spread,
+                "wall": _value(each.times),
+                "processor": _value(each.processor_times),
                 "identical": each.num_identical,
                 "outputs": each.num_outputs,
             }
             for each in decoding
         ],
-        "rounds": [{**asdict(each), "ratio": each.ratio} for each in rounds],
+        "rounds": [_value(each) for each in rounds],
     }
 
 
+def _value(ratio: Ratio) -> dict[str, object]:
+    return {**asdict(ratio), "ratio": ratio.ratio}
+
+
 def _decoding_table(decoding: Sequence[DecodingRatio]) -> Table:
-    columns = ("", "WISP, tokens/s", "plain vLLM, tokens/s", "ratio", "+-", "same outputs")
+    columns = ("", "WISP, tokens/s", "plain vLLM, tokens/s", "ratio", "+-", "of processor times", "+-", "same outputs")
     table = Table(*columns, title="Decoding without drafts: WISP's engine on vLLM, and vLLM by itself")
     for each in decoding:
+        wall, processor = each.times, each.processor_times
         table.add_row(
-            each.times.name.partition(":")[0],
+            wall.name.partition(":")[0],
             f"{each.tokens_per_s:.1f}",
             f"{each.plain_tokens_per_s:.1f}",
-            f"{each.times.ratio:.3f}",
-            f"{each.times.spread:.3f}",
+            f"{wall.ratio:.3f}",
+            f"{wall.spread:.3f}",
+            f"{processor.ratio:.3f}",
+            f"{processor.spread:.3f}",
             f"{each.num_identical} of {each.num_outputs}",
         )
     return table

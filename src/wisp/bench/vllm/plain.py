@@ -23,6 +23,11 @@ class PlainVllm:
         self._process, self._connection = child.start("wisp.bench.vllm.plain", settings)
         self._exchange(settings)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def generate(self, prompts: Sequence[Sequence[TokenId]], num_tokens: int) -> list[list[TokenId]]:
         """`num_tokens` tokens for each prompt, all prompts at once; no token ends a text earlier."""
         outputs: list[list[TokenId]] = self._exchange(([list(prompt) for prompt in prompts], num_tokens))

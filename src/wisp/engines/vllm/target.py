@@ -25,6 +25,9 @@ class RunsSteps(Protocol):
     epoch: int
     facts: EngineFacts
 
+    @property
+    def pid(self) -> int: ...
+
     def ensure_running(self) -> None: ...
 
     def open(self, session_id: SessionId, owner: str, request: GenerationRequest) -> int: ...
@@ -68,6 +71,11 @@ class VllmTarget:
         files = _Files.of(settings.model)
         process = EngineProcess(settings, vocabulary.vocabulary_size(files.tokenizer_json))
         return cls(process, files.card(name, process.facts), settings)
+
+    @property
+    def pid(self) -> int:
+        """Of vLLM's process."""
+        return self._process.pid
 
     @property
     def kv_capacity_tokens(self) -> int:
