@@ -174,6 +174,13 @@ def test_the_fit_has_the_form_of_an_undisturbed_machine_at_the_level_of_the_medi
     assert 1.5 <= ratios[0] <= 2.0
 
 
+@pytest.mark.parametrize("few", [3.0, 6.0])
+def test_it_is_found_how_many_positions_are_few(few: float) -> None:
+    """Kernels for few rows are not the same on all machines."""
+    engine = Clocked(replace(TRUTH, per_batch_of_several_s=0.02, few_tokens=few), noise=0.01)
+    assert fit_all(engine.samples()).few_tokens == few
+
+
 def test_processor_times_judge_the_formula_on_a_busy_machine() -> None:
     """Wall times of a machine with others on it say little; the processor times of the same batches do."""
     engine = Clocked(noise=0.01)

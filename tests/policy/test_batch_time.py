@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.types import Batch, BatchMember, VerificationRequest
 
-MODEL = BatchTimeModel(1.0, 0.5, 0.25, 0.125, 0.0625, 4.0, ridge_tokens=8.0, per_batch_of_several_s=3.0)
+MODEL = BatchTimeModel(1.0, 0.5, 0.25, 0.125, 0.0625, 4.0, ridge_tokens=8.0, per_batch_of_several_s=3.0, few_tokens=2.0)
 MEMBERS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), max_size=8)
 
 
@@ -22,9 +22,9 @@ def test_a_shape_sums_up_its_members() -> None:
 
 
 def test_the_time_is_linear_with_a_hinge() -> None:
-    """T = a + b N + b2 max(0, N - ridge) + c Q + d C + e |B| + f [N > 1]."""
+    """T = a + b N + b2 max(0, N - ridge) + c Q + d C + e |B| + f [N > few]."""
     assert MODEL.predict(BatchShape(10, 16.0, 32, 2)) == 1.0 + 5.0 + 0.5 + 2.0 + 2.0 + 8.0 + 3.0
-    assert MODEL.predict(BatchShape(1, 16.0, 32, 1)) == 1.0 + 0.5 + 2.0 + 2.0 + 4.0
+    assert MODEL.predict(BatchShape(2, 16.0, 32, 1)) == 1.0 + 1.0 + 2.0 + 2.0 + 4.0
 
 
 @given(MEMBERS)
@@ -33,7 +33,7 @@ def test_features_and_coefficients_give_the_prediction(members: list[tuple[int, 
     shape = BatchShape.of_members(members)
     product = sum(a * b for a, b in zip(MODEL.coefficients, MODEL.features(shape), strict=True))
     assert MODEL.predict(shape) == pytest.approx(product)
-    assert BatchTimeModel.of(MODEL.coefficients, MODEL.ridge_tokens) == MODEL
+    assert MODEL.with_coefficients(MODEL.coefficients) == MODEL
 
 
 def test_one_more_position_costs_what_its_batch_makes_of_it() -> None:

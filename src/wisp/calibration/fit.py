@@ -5,13 +5,16 @@ t is the least of a shape's repeated times: other work on the machine only ever 
 others. Where a processor computes, t is its time, which others disturb least. All coefficients are then multiplied by one
 factor, so that the median prediction is at the median wall time: what a scheduler will see, and what errors are stated
 against.
-The ridge is the one of a list of candidates that fits best; the hinge is left out unless it is worth its two parameters
-by Schwarz's criterion, n log(squared residual) + log(n) for each parameter: batches are filled up to the ridge.
+The ridge, and how many positions are few, are those of lists of candidates that fit best; the hinge is left out unless
+it is worth its two parameters by Schwarz's criterion, n log(squared residual) + log(n) for each parameter: batches are
+filled up to the ridge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ from wisp.policy.batch_time import BatchTimeModel
 Vector = NDArray[np.float64]
 
 RIDGES = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
+FEW = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 MIN_SHAPES = 16
 
 
@@ -42,14 +46,14 @@ def held_out_half(samples: Sequence[BatchSample]) -> Sequence[BatchSample]:
 
 def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
     """The model that fits `samples` best; its median prediction is at the median wall time."""
-    plain_residual, best = _fit_hinge(samples, None)
+    plain_residual, best = min((_fit_form(samples, None, few) for few in FEW), key=itemgetter(0))
     least = plain_residual / len(samples) ** (1.0 / len(samples))
-    for ridge in RIDGES[1:]:
-        residual, model = _fit_hinge(samples, ridge)
+    for ridge, few in product(RIDGES[1:], FEW):
+        residual, model = _fit_form(samples, ridge, few)
         if residual < least and model.per_token_above_ridge_s > 0.0:
             least, best = residual, model
     factor = float(np.median([sample.time / best.predict(sample.shape) for sample in samples]))
-    return BatchTimeModel.of([value * factor for value in best.coefficients], best.ridge_tokens)
+    return best.with_coefficients(value * factor for value in best.coefficients)
 
 
 def errors(model: BatchTimeModel, samples: Sequence[BatchSample]) -> Errors:
@@ -68,13 +72,13 @@ def _errors(ratios: Vector) -> Errors:
     return Errors(float(off.mean()), float(np.quantile(off, 0.95)), float(np.median(ratios) - 1.0))
 
 
-def _fit_hinge(samples: Sequence[BatchSample], ridge: float | None) -> tuple[float, BatchTimeModel]:
-    """The residual and the model, with a hinge at `ridge` or without one."""
+def _fit_form(samples: Sequence[BatchSample], ridge: float | None, few: float) -> tuple[float, BatchTimeModel]:
+    """The residual and the model, with a hinge at `ridge` or without one, and a step after `few` positions."""
     times = np.array([min(sample.cpu_times or sample.times) for sample in samples])
-    form = BatchTimeModel(ridge_tokens=ridge or 0.0)
+    form = BatchTimeModel(ridge_tokens=ridge or 0.0, few_tokens=few)
     rows = np.array([form.features(sample.shape) for sample in samples], dtype=np.float64)
     if ridge is None:
         rows[:, 2] = 0.0
     weighted = rows / times[:, None]
     solution, residual = nonnegative_least_squares(weighted, np.ones(len(samples)))
-    return residual, BatchTimeModel.of(solution, ridge or 0.0)
+    return residual, form.with_coefficients(solution)

@@ -15,7 +15,7 @@ from wisp.formats.calibration import BatchSample, Calibration, Errors
 
 COEFFICIENTS = {
     "fixed_s": "each batch",
-    "per_batch_of_several_s": "... of more than one position, more by",
+    "per_batch_of_several_s": "... of more than a few positions, more by",
     "per_token_s": "each position",
     "per_token_above_ridge_s": "... above the ridge, more by",
     "per_attended_s": "each position and token it attends to",
@@ -77,6 +77,8 @@ def tables(found: Calibration) -> tuple[Table, Table]:
     table = Table("a batch takes", "", title=title + f"{len(found.samples[0].times)} times each")
     for name, text in COEFFICIENTS.items():
         table.add_row(text, _seconds(getattr(found.model, name)))
+    if found.model.per_batch_of_several_s:
+        table.add_row("a few", f"up to {found.model.few_tokens:.0f}")
     if found.model.per_token_above_ridge_s:
         table.add_row("the ridge", f"{found.model.ridge_tokens:.0f} positions")
     table.add_section()

@@ -110,6 +110,10 @@ class Calibration:
             )
 
 
+_ADDED_LATER = {"per_batch_of_several_s": 0.0, "few_tokens": 1.0}
+"""Parts of the model that files of the first releases lack."""
+
+
 def _parse(content: dict[str, Any]) -> Calibration:
     given = {"source": "", **content}
     texts = (given["model_id"], given["dtype"], given["device"])
@@ -119,7 +123,7 @@ def _parse(content: dict[str, Any]) -> Calibration:
         *texts,
         given["emulated"],
         tuple(_sample(sample) for sample in given["samples"]),
-        BatchTimeModel(**_numbers({"per_batch_of_several_s": 0.0, **given["model"]}, fields(BatchTimeModel))),
+        BatchTimeModel(**_numbers({**_ADDED_LATER, **given["model"]}, fields(BatchTimeModel))),
         _errors(given["held_out"]),
         _errors(given["repeats"]),
         None if given.get("held_out_cpu") is None else _errors(given["held_out_cpu"]),

@@ -1,14 +1,14 @@
 """How long a verification batch takes, from its composition alone (paper: verification time estimator).
 
-    V_hat(B) = a + b*N + b2*max(0, N - ridge) + c*Q + d*C + e*|B| + f*[N > 1]        every coefficient >= 0
+    V_hat(B) = a + b*N + b2*max(0, N - ridge) + c*Q + d*C + e*|B| + f*[N > few]      every coefficient >= 0
 
     N = sum(new)                          num_new        positions computed
     Q = sum(new * (cached + new/2))       num_attended   pairs of a position and a token it attends to
     C = sum(cached)                       num_cached     cached tokens that are read
     |B|                                   num_requests
 
-Below the ridge a batch is bound by reading the weights and one more position costs b; above it b + b2. A single
-position is a product of matrix and vector, which has kernels of its own: two cost more than it by f + b.
+Below the ridge a batch is bound by reading the weights and one more position costs b; above it b + b2. Products of a
+matrix and one vector, or a few, have kernels of their own: beyond these, batches cost f more.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ class BatchTimeModel:
     ridge_tokens: float = 0.0
     """Positions from which on a batch is bound by computing them; meaningless where b2 is 0."""
     per_batch_of_several_s: float = 0.0
-    """f: added where there is more than one position."""
+    """f: added where there are more positions than a few."""
+    few_tokens: float = 1.0
+    """Positions that kernels for few of them compute; meaningless where f is 0."""
 
-    @classmethod
-    def of(cls, coefficients: Iterable[float], ridge_tokens: float) -> BatchTimeModel:
-        """From a, b, b2, c, d, e, f."""
+    def with_coefficients(self, coefficients: Iterable[float]) -> BatchTimeModel:
+        """With other a, b, b2, c, d, e, f, and the same ridge and few."""
         a, b, b2, c, d, e, f = (float(value) for value in coefficients)
-        return cls(a, b, b2, c, d, e, ridge_tokens, f)
+        return BatchTimeModel(a, b, b2, c, d, e, self.ridge_tokens, f, self.few_tokens)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -104,7 +105,7 @@ class BatchTimeModel:
     def features(self, shape: BatchShape) -> tuple[float, ...]:
         """What the coefficients are multiplied with."""
         num_new = shape.num_new
-        above, several = max(0.0, num_new - self.ridge_tokens), 1.0 if num_new > 1 else 0.0
+        above, several = max(0.0, num_new - self.ridge_tokens), 1.0 if num_new > self.few_tokens else 0.0
         return 1.0, num_new, above, shape.num_attended, shape.num_cached, shape.num_requests, several
 
     def predict(self, shape: BatchShape) -> float:
@@ -116,7 +117,7 @@ class BatchTimeModel:
             + self.per_attended_s * shape.num_attended
             + self.per_cached_s * shape.num_cached
             + self.per_request_s * shape.num_requests
-            + (self.per_batch_of_several_s if shape.num_new > 1 else 0.0)
+            + (self.per_batch_of_several_s if shape.num_new > self.few_tokens else 0.0)
         )
 
     def marginal_position_time(self, shape: BatchShape) -> float:

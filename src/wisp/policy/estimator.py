@@ -127,7 +127,7 @@ class VerificationTimeEstimator:
             predicted = sorted((self._newest[:known] @ self._theta).tolist())  # over measured, with the new theta
             speed = 1.0 / max(predicted[known // 2], 1e-9)
             self.safety = min(max(self._ratios.quantile(0.95) - 1.0, 0.0), self._settings.max_safety)
-        self.model = BatchTimeModel.of((self._theta * self._scale * speed).tolist(), self.model.ridge_tokens)
+        self.model = self.model.with_coefficients((self._theta * self._scale * speed).tolist())
 
 
 class _Window:

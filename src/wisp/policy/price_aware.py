@@ -56,8 +56,6 @@ class PriceAware(StopRule):
     """None: the drafter's own top probability stands in."""
     optimism: float = 4.0
     """Accepted tokens that a session is credited with when it decides whether to draft at all (o)."""
-    late_cost: float = 0.7
-    """Share of plain decoding's price per token below which even a session drafts that is late by it."""
     probe_share: float = 0.01
     """Of its tokens that a session may lose by drafting against its estimates (s)."""
 
@@ -109,20 +107,20 @@ class PriceAware(StopRule):
         """Whether the session may draft one more token.
 
         It must not fall behind its service level by it, if neither drafts nor plain decoding wait in the server; who is
-        late by it must catch up. Or drafts cost the server far less than plain decoding.
+        late by it must catch up.
         """
         late = self._late(num_drafted, context)
         if not late and not context.slo_speed:
             return True
-        prices, power, committed, num_tokens, fastest = context.prices, 1.0, 1.0, 0, 0.0
+        power, committed, fastest = 1.0, 1.0, 0.0
         elapsed = _first_token_time(context) + context.rtt + _ROUND_BATCHES * context.batch_time
-        while num_tokens < self.max_tokens and (power := power * context.acceptance) > prices.per_position:
-            num_tokens, committed = num_tokens + 1, committed + power
+        for _ in range(self.max_tokens):
+            power *= context.acceptance
+            if power <= context.prices.per_position:
+                break
+            committed += power
             fastest = max(fastest, committed / elapsed)
             elapsed += context.token_time
-        cost = prices.per_round + (num_tokens + 1) * prices.per_position
-        if cost < self.late_cost * (prices.per_round + prices.per_position) * committed:
-            return True
         return fastest > context.slo_speed and not (late and fastest * context.batch_time < 1.0)
 
     def _probes(self, context: RoundContext) -> bool:

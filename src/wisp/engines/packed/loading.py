@@ -19,6 +19,7 @@ from wisp.engines.packed.batch import RaggedBatch, Segment, pack
 from wisp.engines.packed.kv import KVGeometry, KVPool, KVSequence, LayerGeometry
 from wisp.engines.packed.model import PackedModel, adopt
 from wisp.engines.packed.paged import PagedPool
+from wisp.engines.packed.rows import pad_few_rows
 from wisp.engines.packed.slabs import SlabPool
 from wisp.errors import ConfigError, EngineError, ModelError, UnsupportedModel
 from wisp.logs import logger
@@ -146,6 +147,8 @@ def prepare(model: Any, vocabulary_size: int, context_length: int, kv_bytes: int
         raise UnsupportedModel(f"{selfcheck.name(model)} is not supported: {error}") from error
     if options.batch_invariant:
         invariance.pad_products(model)
+    else:
+        pad_few_rows(model)
     trial = PackedModel(
         model,
         _pool(geometry, model.device, context_length, expected.num_tokens + _SPARE_TOKENS, options),

@@ -35,7 +35,7 @@ class BiasedEstimator:
     @property
     def model(self) -> BatchTimeModel:
         inner = self._inner.model
-        return BatchTimeModel.of((self._factor * one for one in inner.coefficients), inner.ridge_tokens)
+        return inner.with_coefficients(self._factor * one for one in inner.coefficients)
 
     def predict(self, shape: BatchShape) -> float:
         """Seconds, biased."""
