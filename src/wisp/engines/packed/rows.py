@@ -18,11 +18,12 @@ _SMALLEST = 1 << 20
 """Elements of a weight."""
 
 
-def pad_few_rows(model: Any) -> None:
+def pad_few_rows(model: torch.nn.Module) -> None:
     """Make the linear layers of `model` that gain from it compute with 16 rows where they are given almost as many."""
-    for module in model.modules():
-        if type(module) is torch.nn.Linear and _gains(module.weight):
-            module.forward = _Padded(module.forward)
+    layers: list[Any] = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    for layer in layers:
+        if _gains(layer.weight):
+            layer.forward = _Padded(layer.forward)
 
 
 def _gains(weight: Tensor) -> bool:
