@@ -15,6 +15,7 @@ import numpy as np
 
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTimeModel
+from wisp.policy.scheduler import Scheduler
 from wisp.policy.session import Session
 from wisp.policy.stop_rules import StopTerms, make_stop_rule
 from wisp.policy.systems import Drafts, SchedulerTerms, System
@@ -24,6 +25,7 @@ from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
 from wisp.sim.hardware import noisy
 from wisp.sim.network import Link
+from wisp.sim.oracle import Oracle, OracleDevice
 from wisp.sim.report import Observer, Report
 from wisp.sim.scenario import Scenario
 from wisp.sim.script import SessionScript
@@ -104,7 +106,8 @@ class Simulation:
     def _device(self, index: int) -> Device:
         rng, fleet = self.rng(FLEET, index), self.scenario.fleet
         link = fleet.link(rng)
-        return Device(
+        kind = OracleDevice if isinstance(self.system, Oracle) else Device
+        return kind(
             name=str(index),
             events=self.events,
             cluster=self.cluster,
@@ -123,7 +126,7 @@ class Simulation:
         scenario, drafter = self.scenario, self.scenario.server_drafter
         return Verifier(
             self.events,
-            lambda: self.system.scheduler(terms),
+            lambda: _scheduler(self.system, scenario, terms),
             noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE, index)),
             self.observer.on_batch,
             None if drafter is None else drafter.batch_time,
@@ -199,6 +202,10 @@ def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
         raise ConfigError("a system that drafts on the server needs a drafter there")
     limits = replace(scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens)
     return SchedulerTerms(limits, known, initial_model(drafter.batch_time), scenario.scheduler_settings)
+
+
+def _scheduler(system: System, scenario: Scenario, terms: SchedulerTerms) -> Scheduler:
+    return system.scheduler_on(scenario.batch_time, terms) if isinstance(system, Oracle) else system.scheduler(terms)
 
 
 def _stop_terms(scenario: Scenario, system: System) -> StopTerms:

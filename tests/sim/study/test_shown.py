@@ -13,12 +13,13 @@ from tests.sim.study.test_runner import study as tiny_study
 from tests.sim.study.test_standing import results
 from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS
+from wisp.sim import oracle
 from wisp.sim.study import app
 from wisp.sim.study.app import StudyOptions, bars, chosen, run, verdict_lines
 from wisp.sim.study.heatmap import diverging, ratio_map, winner_map
 from wisp.sim.study.presets import PRESETS
 from wisp.sim.study.sheets import map_sheets, system_sheet
-from wisp.sim.study.standing import map_verdict
+from wisp.sim.study.standing import ORACLE, map_verdict
 
 MADE_UP = results(
     {
@@ -83,7 +84,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = replace(
         whole,
         cells=tuple(replace(cell, labels={"size": cell.name, "kind": "only"}) for cell in whole.cells),
-        systems={name: SYSTEMS[name] for name in ("centralized", "wisp-plus")},
+        systems={name: SYSTEMS[name] for name in ("centralized", "wisp-plus")} | {ORACLE: oracle.ORACLE},
         rows=("size",),
         columns=("kind",),
     )
@@ -106,6 +107,26 @@ def test_a_study_writes_tables_maps_and_json(tmp_path: Path, capsys: pytest.Capt
         "tiny-winner.svg",
         "tiny-ratio.svg",
     }
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_json_says_what_is_an_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that nobody takes it for a system."""
+    run(StudyOptions("tiny", tmp_path, json_output=True))
+    summary = json.loads(capsys.readouterr().out)
+    for cell in summary["cells"].values():
+        assert {name: of["oracle"] for name, of in cell["systems"].items()} == {
+            "centralized": False,
+            "wisp-plus": False,
+            "oracle": True,
+        }
+    assert summary["bars"]["over_oracle"] > 0.0
+
+
+@pytest.mark.parametrize("name", ["quick", "map-16", "map"])
+def test_maps_are_bounded_by_the_oracle(name: str) -> None:
+    """By the name under which verdicts look for it."""
+    assert PRESETS[name]().systems[ORACLE] == oracle.ORACLE
 
 
 @pytest.mark.usefixtures("tiny")

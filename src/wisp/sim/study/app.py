@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wisp.errors import ConfigError, FormatError
 from wisp.sim.capacity import Interval
 from wisp.sim.machine import choose
+from wisp.sim.oracle import Oracle
 from wisp.sim.study.fingerprint import code_fingerprint
 from wisp.sim.study.heatmap import ratio_map, winner_map
 from wisp.sim.study.model import Point, Study
@@ -103,7 +104,8 @@ def _of_system(results: Results, cell: str, system: str) -> dict[str, Any]:
     points = results.of(cell, system)
     searched = results.study.measure.searches
     capacity = {"capacity": asdict(results.capacity(cell, system)) if searched else None}
-    return capacity | {"per_seed": [{"capacity": point.capacity, "runs": point.runs} for point in points]}
+    kind = {"oracle": isinstance(results.study.systems[system], Oracle)}
+    return kind | capacity | {"per_seed": [{"capacity": point.capacity, "runs": point.runs} for point in points]}
 
 
 def bars(verdict: MapVerdict) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def verdict_lines(verdict: MapVerdict) -> list[str]:
         f"Wholly below {NEVER_BELOW} in {len(verdict.missed)} of {len(verdict.cells)} cells{': ' if missed else ''}{missed}.",
         f"On average below it in {len(verdict.below)} cells.",
         f"Most over the best centralized system: {best.over_centralized} ({best.cell.name}); the bar is {SOMEWHERE}.",
-        f"Of the oracle, geometric mean: {oracle}; the bar is {OF_ORACLE}.",
+        f"Of the oracle (told the future, not a system), geometric mean: {oracle}; the bar is {OF_ORACLE}.",
     ]
 
 

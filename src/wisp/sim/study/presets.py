@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 from wisp.policy.systems import SYSTEMS, System
+from wisp.sim.oracle import ORACLE
 from wisp.sim.study import growth
 from wisp.sim.study.conditions import CONTEXTS, EDGES, ENGINES, SPEEDS, condition
 from wisp.sim.study.model import Cell, Study
@@ -17,7 +18,12 @@ SEEDS = (0, 1, 2)
 """Settings were tuned on seeds from 1000 on."""
 MAP_AXES = ("engine", "context", "SLO", "devices")
 MAP_EDGES = ("fast, near", "slow, near", "fast, far")
-COMPARED = ("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp", "wisp-plus")
+ROWS: Mapping[str, System] = {**SYSTEMS, "oracle": ORACLE}
+"""The table of systems, and the oracle, which is none."""
+COMPARED = (
+    *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp", "wisp-plus"),
+    "oracle",
+)
 EXPECTED: Mapping[tuple[str, str, str], int] = {
     ("fast", "256", "3, 6"): 800,
     ("fast", "256", "12"): 150,
@@ -40,8 +46,8 @@ EXPECTED: Mapping[tuple[str, str, str], int] = {
 
 
 def systems(names: Sequence[str]) -> Mapping[str, System]:
-    """Rows of the table of systems."""
-    return {name: SYSTEMS[name] for name in names}
+    """Rows by name."""
+    return {name: ROWS[name] for name in names}
 
 
 def regime_map() -> Study:
@@ -90,7 +96,7 @@ def quick() -> Study:
         "quick",
         "Four cells of the regime map",
         _map_cells(lambda index: MAP_EDGES[:1] if keys[index] in chosen else ()),
-        systems(("centralized", "centralized-slo", "sled-fcfs", "wisp", "wisp-plus")),
+        systems(("centralized", "centralized-slo", "sled-fcfs", "wisp", "wisp-plus", "oracle")),
         SEEDS,
         rows=MAP_AXES[:2],
         columns=MAP_AXES[2:],
