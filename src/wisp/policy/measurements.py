@@ -65,8 +65,7 @@ class Measurements:
         `cached`: the server had not to read the session's history first, which no later round pays for.
         """
         context, server_time = self.context, queue_time + batch_time
-        on_the_way = elapsed - server_time
-        context.rtt = self._smooth(context.rtt, on_the_way if on_the_way > 0.0 else 0.0)
+        context.rtt = self._smooth(context.rtt, max(elapsed - server_time, 0.0))
         context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
             context.server_time = self._smooth(context.server_time, server_time)

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import exp, inf, log
+from math import exp, inf, log, prod
 from operator import mul
 
 from wisp.policy.controller import RoundContext, StopRule
@@ -75,13 +75,13 @@ class PriceAware(StopRule):
         if self._late(len(stats), context) and not self._affordable(len(stats), context):
             return False
         chances = self._chances(stats, context)
-        survival = _survival(chances)[-1] * self._next(chances[-1], context)
+        survival = prod(chances) * self._next(chances[-1], context)
         rate = max(0.0, _plain(context), self._drafted(context.acceptance, context))
         return survival > rate * context.token_time + context.prices.per_position
 
     def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
-        survival = _survival(self._chances(stats, context))
-        return sum(value > context.prices.per_position for value in survival)
+        survival = accumulate(self._chances(stats, context), mul)
+        return sum([value > context.prices.per_position for value in survival])
 
     def _begins(self, context: RoundContext) -> bool:
         """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
@@ -176,10 +176,7 @@ def _first_token_time(context: RoundContext) -> float:
     return context.first_token_time or context.token_time
 
 
-def _survival(chances: Sequence[float]) -> list[float]:
-    return list(accumulate(chances, mul))
-
-
 def _shifted(chance: float, log_odds: float) -> float:
-    chance = min(max(chance, _CERTAIN), 1.0 - _CERTAIN)
+    if not _CERTAIN <= chance <= 1.0 - _CERTAIN:
+        chance = min(max(chance, _CERTAIN), 1.0 - _CERTAIN)
     return 1.0 / (1.0 + exp(-log(chance / (1.0 - chance)) - log_odds))

@@ -118,8 +118,10 @@ class KVResidency:
     def _growth(self, member: BatchMember) -> int:
         """What a member occupies after the batch, beyond what it holds already."""
         request = member.request
-        after = self._occupied(request.num_cached_tokens + member.num_new_tokens)
-        return max(0, after - self._held.get(request.session_id, 0))
+        growth = self._occupied(request.num_cached_tokens + member.num_new_tokens) - self._held.get(
+            request.session_id, 0
+        )
+        return growth if growth > 0 else 0
 
     def _evict_gone(self, now: float, waiting: Container[SessionId]) -> bool:
         for session_id, active in self._active.items():

@@ -36,9 +36,13 @@ class Order:
     @property
     def first_key(self) -> float:
         """The smallest key of those that were not drained; inf: none."""
-        while self._heap and self._current.get(self._heap[0][2]) is not self._heap[0]:
-            heappop(self._heap)
-        return self._heap[0][0] if self._heap else inf
+        heap, current = self._heap, self._current
+        while heap:
+            first = heap[0]
+            if current.get(first[2]) is first:
+                return first[0]
+            heappop(heap)
+        return inf
 
     def drain(self, until: float = inf) -> Iterator[SessionId]:
         """Sessions with keys up to `until`, in order; each comes once, until `put_back`."""
@@ -78,7 +82,8 @@ class WaitingRequests:
 
     def add(self, request: VerificationRequest, density: float | None, latest_start: float) -> None:
         """Queue a request; a newer one of a session takes the older one's place away."""
-        self.remove(request.session_id)
+        if request.session_id in self.requests:
+            self.remove(request.session_id)
         self._arrivals += 1
         self._places[request.session_id] = self._arrivals
         self.by_deadline.put(request.session_id, latest_start, self._arrivals)

@@ -265,7 +265,7 @@ class Verifier:
         self._wake()
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
-        num_committed = sum(outcome.num_committed for outcome in outcomes if outcome is not None)
+        num_committed = sum([outcome.num_committed for outcome in outcomes if outcome is not None])
         self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
         prices = self.scheduler.prices()
         for member, outcome in zip(batch.members, outcomes, strict=True):
