@@ -1,4 +1,4 @@
-"""The SLO-aware scheduler: whom it serves, when, how much of each, and what it promises."""
+"""The SLO-aware scheduler: whom it serves, when, and how much of each; test_slo_aware_promises.py: what it promises."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.estimator import EstimatorSettings, VerificationTimeEstimator
@@ -285,85 +283,7 @@ def test_a_cancelled_request_is_not_served() -> None:
     assert what.schedule(0.0) == WaitUntil()
 
 
-# Promises
-
-REQUESTS = st.lists(
-    st.tuples(
-        st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 30.0, inf]),  # time left
-        st.integers(0, 9),  # draft
-        st.sampled_from([0, 0, 0, 5, 40]),  # prefill
-        st.sampled_from([0.0, 0.0, 0.5, 2.0]),  # time since the last arrival
-    ),
-    min_size=1,
-    max_size=25,
-)
-Check = Callable[[SLOAwareScheduler, Batch, float], None]
-
-
-def serve(what: SLOAwareScheduler, shapes: list[tuple[float, int, int, float]], check: Check) -> list[str]:
-    """Drive a scheduler until everything is served; returns the order in which requests were answered."""
-    arrivals, at = [], 0.0
-    for index, (left, draft, prefill, gap) in enumerate(shapes):
-        at += gap
-        arrivals.append(
-            request(str(index), at + left, draft, prefill, at, num_cached_tokens=0, num_history_tokens=1 + prefill)
-        )
-    now, served = 0.0, []
-    for _ in range(500):
-        while arrivals and arrivals[0].arrival <= now:
-            what.add(arrivals.pop(0))
-        decision = what.schedule(now)
-        if isinstance(decision, WaitUntil):
-            now = min([decision.time, *(one.arrival for one in arrivals[:1])])
-            if now == inf:
-                break
-            continue
-        check(what, decision, now)
-        what.evictions()
-        for member in decision.members:
-            cached = member.request.num_cached_tokens + member.num_new_tokens
-            what.cached(member.request.session_id, cached, now)
-        served += [member.request.session_id for member in decision.members if member.completes]
-        now = run(what, decision, now)
-    return served
-
-
-def within_limits(what: SLOAwareScheduler, batch: Batch, now: float) -> None:
-    assert 0 < len(batch.members) <= LIMITS.max_batch_requests
-    assert batch.num_new_tokens <= LIMITS.max_batch_tokens
-    assert sum(member.num_prefill_tokens for member in batch.members) <= LIMITS.max_prefill_tokens
-    assert what._residency._total <= what._limits.kv_capacity_tokens
-
-
-@given(REQUESTS, st.booleans())
-def test_every_request_is_served_once_within_the_budgets(
-    shapes: list[tuple[float, int, int, float]], waits: bool
-) -> None:
-    """Hopeless, poor and patient ones included; equals in the order of their arrival."""
-    settings = SLOAwareSettings(eager=not waits)
-    what = scheduler(settings, replace(LIMITS, kv_capacity_tokens=120))
-    served = serve(what, shapes, within_limits)
-    assert sorted(served, key=int) == [str(index) for index in range(len(shapes))]
-    assert len(what._waiting) == 0
-    for shape in {shape for shape in shapes if shape[3] == 0.0}:
-        equals = [name for name in served if shapes[int(name)] == shape]
-        together = [name for name in equals if all(one[3] == 0.0 for one in shapes[: int(name) + 1])]
-        assert together == sorted(together, key=int)
-
-
-def nobody_is_made_to_miss(what: SLOAwareScheduler, batch: Batch, now: float) -> None:
-    time = what.estimator.upper(BatchShape.of(batch))
-    for member in batch.members:
-        alone = what.estimator.upper(BatchShape().plus(member.request.num_prefill_tokens + 1, 0))
-        left = member.request.deadline - now
-        if member.completes and alone <= left:
-            assert time <= left + 1e-9, (member, time)
-
-
-@given(REQUESTS)
-def test_no_member_makes_another_miss(shapes: list[tuple[float, int, int, float]]) -> None:
-    """Whoever could be in time alone is in time in the batch that he is put in."""
-    serve(scheduler(), shapes, nobody_is_made_to_miss)
+# Cost
 
 
 @pytest.mark.parametrize("left", [1.0, 3.0, 1000.0, inf])
