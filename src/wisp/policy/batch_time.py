@@ -110,14 +110,15 @@ class BatchTimeModel:
 
     def predict(self, shape: BatchShape) -> float:
         """Seconds that a batch of this shape takes."""
+        num_new, ridge = shape.num_new, self.ridge_tokens
         return (
             self.fixed_s
-            + self.per_token_s * shape.num_new
-            + self.per_token_above_ridge_s * max(0.0, shape.num_new - self.ridge_tokens)
+            + self.per_token_s * num_new
+            + (self.per_token_above_ridge_s * (num_new - ridge) if num_new > ridge else 0.0)
             + self.per_attended_s * shape.num_attended
             + self.per_cached_s * shape.num_cached
             + self.per_request_s * shape.num_requests
-            + (self.per_batch_of_several_s if shape.num_new > self.few_tokens else 0.0)
+            + (self.per_batch_of_several_s if num_new > self.few_tokens else 0.0)
         )
 
     def marginal_position_time(self, shape: BatchShape) -> float:
