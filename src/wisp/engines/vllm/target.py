@@ -146,7 +146,7 @@ class VllmTarget:
     def _useful(self, member: StepMember, session: _Session) -> StepMember:
         """The member, checked, with the part of its draft that is computed."""
         session.prefill_end(member, self.num_cached_tokens(member.session_id))
-        if member.draft is None:
+        if not member.draft:
             return member
         draft = session.useful(member.draft, self.card.vocabulary_size)[: self._settings.max_draft_tokens]
         trimmed = member.draft[len(draft)] if len(draft) < len(member.draft) else member.trimmed
