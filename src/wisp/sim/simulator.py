@@ -39,6 +39,8 @@ Progress = Callable[[float], None]
 """Called now and then with the share of the run that is done."""
 
 NUM_PROGRESS_CALLS = 100
+_FRESH = np.random.Philox(key=0).state
+"""A stream's state at its beginning, but for the key."""
 
 
 @dataclass(slots=True)
@@ -59,9 +61,11 @@ class Simulation:
     """Sessions under way that were offered before the judged time was over: who is there when it ends is judged."""
     _arrivals: Iterator[tuple[float, TracedSession | None]] = field(init=False)
     _num_arrived: int = field(default=0, init=False)
+    _passing: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         scenario, system = self.scenario, self.system
+        self._passing = self.rng(SESSIONS)
         self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end, scenario.num_verifiers)
         terms = _terms(scenario, system)
         verifiers = [self._verifier(index, terms) for index in range(scenario.num_verifiers)]
@@ -101,10 +105,20 @@ class Simulation:
 
     def rng(self, purpose: int, device: int = 0, session: int = 0) -> np.random.Generator:
         """The random stream of one purpose, of one device and session: counter-based, so that none needs another."""
-        return np.random.Generator(np.random.Philox(key=(self.seed << 64) + (purpose << 56) + (device << 24) + session))
+        return np.random.Generator(np.random.Philox(key=self._key(purpose, device, session)))
+
+    def _key(self, purpose: int, device: int, session: int) -> int:
+        return (self.seed << 64) + (purpose << 56) + (device << 24) + session
+
+    def _passing_rng(self, purpose: int, device: int, session: int = 0) -> np.random.Generator:
+        """The same stream, good until another passing one is asked for: a new generator takes as long as three events."""
+        high, low = divmod(self._key(purpose, device, session), 1 << 64)
+        key = np.array([low, high], dtype=np.uint64)
+        self._passing.bit_generator.state = {**_FRESH, "state": {**_FRESH["state"], "key": key}}
+        return self._passing
 
     def _device(self, index: int) -> Device:
-        rng, fleet = self.rng(FLEET, index), self.scenario.fleet
+        rng, fleet = self._passing_rng(FLEET, index), self.scenario.fleet
         link = fleet.link(rng)
         kind = OracleDevice if isinstance(self.system, Oracle) else Device
         return kind(
@@ -134,7 +148,7 @@ class Simulation:
         )
 
     def _script(self, device: Device, traced: TracedSession | None = None) -> SessionScript:
-        rng = self.rng(SESSIONS, int(device.name), device.num_sessions)
+        rng = self._passing_rng(SESSIONS, int(device.name), device.num_sessions)
         return self.scenario.workload.script(rng, traced)
 
     def _begin(self, device: Device, traced: TracedSession | None = None) -> None:
@@ -150,7 +164,7 @@ class Simulation:
         if self.events.now >= self.scenario.end:
             self._stop_if_done()
         if self.scenario.workload.arrivals is None and not self.scenario.workload.trace:
-            pause = self.scenario.workload.pause(self.rng(PAUSES, int(device.name), device.num_sessions))
+            pause = self.scenario.workload.pause(self._passing_rng(PAUSES, int(device.name), device.num_sessions))
             self.events.at(self.events.now + pause, self._begin, device)
 
     def _stop_if_done(self, _: None = None) -> None:
