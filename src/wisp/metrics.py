@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wisp.policy.session import RoundRecord
-from wisp.types import SLO, Batch
+from wisp.types import SLO, STARTUP_TIME, Batch
 
 IN_TIME_SHARE = 0.95
 """Of a session's tokens, for the session to count as attained."""
@@ -95,7 +95,7 @@ class SessionOutcome:
     """When each output token reached the device."""
     finished: bool
     """False: refused, failed, timed out or cut off."""
-    startup_time: float = 1.0
+    startup_time: float = STARTUP_TIME
     """Between the first token's arrival and the start of its playback."""
 
     @property

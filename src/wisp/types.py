@@ -83,6 +83,10 @@ class StopRules:
     """EOS ids included, unless ignored."""
 
 
+STARTUP_TIME = 1.0
+"""Seconds between the arrival of a session's first token and the start of its playback."""
+
+
 @dataclass(frozen=True, slots=True)
 class SLO:
     """A service level: a speed at which tokens must reach the device, and a limit to the first one."""

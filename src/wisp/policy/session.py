@@ -22,6 +22,7 @@ from wisp.policy.controller import StopRule
 from wisp.policy.measurements import Measurements
 from wisp.types import (
     SLO,
+    STARTUP_TIME,
     DecodeRequest,
     DraftedToken,
     DraftRequest,
@@ -48,7 +49,7 @@ class SessionSettings:
     """Asked for at once when nothing is drafted."""
     short_decode_tokens: int = 4
     """The same while a draft may soon be possible: it can only follow the answer."""
-    startup_time: float = 1.0
+    startup_time: float = STARTUP_TIME
     """Between the first token's arrival and the start of its playback."""
     smoothing: float = 0.2
     """Weight of the newest measurement in running means."""

@@ -12,25 +12,26 @@ What:   1. the oldest request, if it has waited `max_age`: nobody starves
            kept even by a batch of its own goes to the best-effort lane
         3. the best-effort lane, as long as nobody misses because of it
         4. the others by deadline (the paper: by density g_j / deltaV_j, g_j = 1 + sum of survival), as long as a filled
-           batch can still follow for whoever is due next, those who are drafting now included
+           batch can still follow for whoever is due next, those who are drafting now included, or could not anyhow
 How much: a draft's tail is cut where its survival falls below the price of a position.
-Who:    sessions are admitted while those there can be served at their speeds, by the estimate, and would not wait too
+Who:    sessions are admitted while those there can keep their deadlines (demand.py), by the estimate, and would not wait too
         long for room in the KV cache. They enter the cache one after the other, and stay until they end or are gone.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import islice
 from math import inf
 from typing import Protocol
 
 from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.demand import SessionDemands
 from wisp.policy.prices import FleetMeter
-from wisp.policy.residency import GONE_AFTER, RESERVE, KVResidency
+from wisp.policy.residency import RESERVE, KVResidency
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.waiting import Order, WaitingRequests
 from wisp.types import (
@@ -83,7 +84,7 @@ class SLOAwareSettings:
     max_age: float = 5.0
     """Seconds after which a request goes first, whatever its deadline and density."""
     max_load: float = 0.9
-    """Share of the engine's time that admitted sessions may need at their speeds."""
+    """Share of the engine's time that admitted sessions may need to keep their deadlines."""
     max_entry_wait: float = 0.8
     """Share of its first token's time limit that a new session may have to wait for room in the KV cache."""
     kv_reserve: float = RESERVE
@@ -109,11 +110,7 @@ class SLOAwareScheduler:
         self._settings = settings or SLOAwareSettings()
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
-        self._sessions: dict[SessionId, SessionDemand] = {}
-        self._heard: OrderedDict[SessionId, float] = OrderedDict()
-        """When each last asked for something, or was served; the longest silent first."""
-        self._speeds: Counter[float] = Counter()
-        """How many sessions ask for each speed."""
+        self._demands = SessionDemands(self._waits)
         self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         """Requests that wait for room in the KV cache."""
         self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
@@ -127,19 +124,16 @@ class SLOAwareScheduler:
     # Sessions
 
     def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
-        reason = None if session.session_id in self._sessions else self._objection(session, now)
+        known = session.session_id in self._demands.sessions
+        reason = None if known else self._objection(session, now)
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
-        self._forget(session.session_id)
-        self._sessions[session.session_id] = session
-        self._speeds[_tokens_per_s(session)] += 1
-        self._hear(session.session_id, now)
+        self._demands.admit(session, now)
         return Admitted()
 
     def release(self, session_id: SessionId) -> None:
         self.cancel(session_id)
-        self._forget(session_id)
-        self._heard.pop(session_id, None)
+        self._demands.release(session_id)
         self._away.discard(session_id)
         self._residency.forget(session_id)
 
@@ -148,43 +142,26 @@ class SLOAwareScheduler:
 
     def _objection(self, session: SessionDemand, now: float) -> str | None:
         """Why a session may not start; the first one always may."""
-        if len(self._sessions) >= self._limits.max_sessions:
+        num_sessions = len(self._demands.sessions)
+        if num_sessions >= self._limits.max_sessions:
             return f"all {self._limits.max_sessions} sessions are taken"
-        if not self._sessions:
+        if num_sessions == 0:
             return None
-        gone = self._gone(now)
-        speed = sum(speed * num_sessions for speed, num_sessions in self._speeds.items()) + _tokens_per_s(session)
-        if (speed - sum(map(_tokens_per_s, gone))) * self._time_per_token() > self._settings.max_load:
-            return f"the {len(self._sessions) - len(gone)} sessions that are under way take all of its time"
+        gone = self._demands.gone(now)
+        if self._demands.needed_rate(session, gone) * self._time_per_token() > self._settings.max_load:
+            return f"the {num_sessions - len(gone)} sessions that are under way take all of its time"
         if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
-            return f"its KV cache is full, and others of the {len(self._sessions)} sessions wait for room in it"
+            return f"its KV cache is full, and others of the {num_sessions} sessions wait for room in it"
         return None
-
-    def _present(self, session_id: SessionId, now: float) -> bool:
-        """Whether a session is at work: it waits here, or was heard of lately. The others' devices are gone."""
-        return now - self._heard[session_id] <= GONE_AFTER or self._waits(session_id)
 
     def _waits(self, session_id: SessionId) -> bool:
         return session_id in self._waiting.requests or session_id in self._entering
 
-    def _gone(self, now: float) -> list[SessionDemand]:
-        """Sessions that are not at work."""
-        silent = takewhile(lambda one: now - self._heard[one] > GONE_AFTER, self._heard)
-        return [self._sessions[one] for one in silent if one in self._sessions and not self._waits(one)]
-
-    def _hear(self, session_id: SessionId, now: float) -> None:
-        self._heard[session_id] = now
-        self._heard.move_to_end(session_id)
-
-    def _forget(self, session_id: SessionId) -> None:
-        session = self._sessions.pop(session_id, None)
-        if session is not None:
-            self._speeds[_tokens_per_s(session)] -= 1
-
     def _entry_wait(self, session: SessionDemand, now: float) -> float:
         """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
-        absent = self._sessions.keys() - self._residency.sessions
-        outside = (self._sessions[one].num_history_tokens for one in absent if self._present(one, now))
+        sessions = self._demands.sessions
+        absent = sessions.keys() - self._residency.sessions
+        outside = (sessions[one].num_history_tokens for one in absent if self._demands.present(one, now))
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
@@ -197,7 +174,7 @@ class SLOAwareScheduler:
     def add(self, request: VerificationRequest) -> None:
         self.cancel(request.session_id)
         self._away.discard(request.session_id)
-        self._hear(request.session_id, max(request.arrival, self._now))
+        self._demands.ask(request.session_id, request.num_history_tokens, max(request.arrival, self._now))
         if request.session_id in self._residency:
             self._wait(request)
             return
@@ -283,14 +260,14 @@ class SLOAwareScheduler:
         price = self.prices().per_position if self._settings.trims else 0.0
         oldest = next(iter(self._waiting.requests.values()))
         if now - oldest.arrival >= self._settings.max_age:
-            batch.add(oldest, _worthwhile(oldest, price), inf)
-        batch.protect(self._patience(batch, now))
+            time_left = oldest.deadline - now
+            batch.add(oldest, _worthwhile(oldest, price), time_left if self._in_time(oldest, now) else inf)
         self._add_urgent(batch, now, price)
         batch.protect(self._patience(batch, now))
         for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
             time_left = request.deadline - now
-            rescued = time_left >= self._time_alone(request)  # its prompt went faster than was thought
-            batch.add(request, _worthwhile(request, price), time_left if rescued else inf)
+            # Its prompt may have gone faster than was thought.
+            batch.add(request, _worthwhile(request, price), time_left if self._in_time(request, now) else inf)
         batch.protect(self._patience(batch, now))
         self._add_rest(batch, now, price)
         return iter(batch.members.values())
@@ -340,14 +317,14 @@ class SLOAwareScheduler:
             self._waiting.update(request, self._density(request))
             return
         self._waiting.remove(request.session_id)
-        self._hear(request.session_id, self._now)
+        self._demands.hear(request.session_id, self._now)
         if request.max_own_draft == 0:
             self._away.put(request.session_id, self._next_due(member), 0)
 
     def _next_due(self, member: BatchMember) -> float:
         """When the verdict after this one is probably due."""
         request = member.request
-        demand = self._sessions.get(request.session_id)
+        demand = self._demands.sessions.get(request.session_id)
         speed = _tokens_per_s(demand) if demand is not None and member.completes else 0.0
         committed = 1.0 + sum(request.survival[: member.num_verified])
         return request.deadline + committed / speed if speed else inf
@@ -377,6 +354,9 @@ class SLOAwareScheduler:
         again = min(map(self._next_due, batch.members.values()), default=inf)
         next_due = min(self._waiting.by_deadline.first_key, self._away.first_key, again)
         return max(fill, next_due - now - fill)
+
+    def _in_time(self, request: VerificationRequest, now: float) -> bool:
+        return request.deadline - now >= self._time_alone(request)
 
     def _time_alone(self, request: VerificationRequest) -> float:
         """Of the batches that it takes to answer it, with nobody else in them."""
