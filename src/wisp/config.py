@@ -62,6 +62,8 @@ SYSTEMS = (
 """The rows of policy/systems.py."""
 ENGINES = ("transformers", "vllm")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_SYSTEM = "wisp-plus"
+"""Of the commands, where none is named."""
 STOP_RULES = ("fixed", "confidence", "predicted", "entropy", "price")
 """The rows of policy/stop_rules.py."""
 MAX_DRAFT_TOKENS = 12
@@ -233,7 +235,12 @@ def with_system(config: EdgeConfig, name: str) -> EdgeConfig:
 def with_drafting(
     config: EdgeConfig, system: str | None, stop_rule: str | None, threshold: float | None, max_tokens: int | None
 ) -> EdgeConfig:
-    """A system's drafting, with what is given beside it in its place. Raises ConfigError."""
+    """A system's drafting, with what is given beside it in its place; the default system's where nothing is.
+
+    Raises ConfigError.
+    """
+    if system is None and stop_rule is None and threshold is None and max_tokens is None:
+        system = DEFAULT_SYSTEM
     if system is not None:
         config = with_system(config, system)
     if stop_rule is not None and stop_rule != config.stop_rule:

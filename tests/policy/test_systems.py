@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wisp import config
@@ -52,7 +54,8 @@ def test_options_beside_a_system_go_first() -> None:
     changed = with_drafting(EDGE, "sled", "entropy", None, 3)
     assert (changed.stop_rule, changed.stop_threshold, changed.max_draft_tokens) == ("entropy", None, 3)
     assert with_drafting(EDGE, None, "price", None, None).max_draft_tokens == config.MAX_DRAFT_TOKENS
-    assert with_drafting(EDGE, None, None, None, None) == EDGE
+    assert with_drafting(EDGE, None, None, None, None) == with_system(EDGE, config.DEFAULT_SYSTEM)
+    assert with_drafting(EDGE, None, None, None, 3) == replace(EDGE, max_draft_tokens=3)
 
 
 def test_slo_classes_are_read() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wisp.cli.options import Device, Dtype, Json, KvGib, MaxContext, MemoryGib, Threads
-from wisp.config import DEFAULT_EDGE_PORT, STOP_RULES, SYSTEMS, EdgeConfig, ModelConfig, with_drafting
+from wisp.config import DEFAULT_EDGE_PORT, DEFAULT_SYSTEM, STOP_RULES, SYSTEMS, EdgeConfig, ModelConfig, with_drafting
 
 
 def edge(
@@ -20,14 +20,19 @@ def edge(
     port: Annotated[int, typer.Option(help="Its port; 0: any free one.")] = DEFAULT_EDGE_PORT,
     draft_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens drafted per round; 0: plain decoding on the server. Default: 4, by a rule 12."),
+        typer.Option(
+            help="Most tokens drafted per round; 0: plain decoding on the server. Default: the system's; a rule's alone: 12, 4 for fixed."
+        ),
     ] = None,
     system: Annotated[
         str | None,
-        typer.Option(help=f"Draft as this system's devices do: {', '.join(SYSTEMS)}. Other options go first."),
+        typer.Option(
+            help=f"Draft as this system's devices do: {', '.join(SYSTEMS)}. Other options go first. "
+            f"Default: {DEFAULT_SYSTEM}, or the rule fixed where only other options are given."
+        ),
     ] = None,
     stop_rule: Annotated[
-        str | None, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}. Default: fixed.")
+        str | None, typer.Option(help=f"When a draft ends: {', '.join(STOP_RULES)}. Default: the system's.")
     ] = None,
     stop_threshold: Annotated[float | None, typer.Option(help="Of confidence, predicted and entropy.")] = None,
     predictor: Annotated[Path | None, typer.Option(help="What `wisp train` made: for predicted and price.")] = None,

@@ -22,6 +22,7 @@ from wisp.cli.options import (
 )
 from wisp.config import (
     DEFAULT_PORT,
+    DEFAULT_SYSTEM,
     SYSTEMS,
     ModelConfig,
     SecurityConfig,
@@ -61,7 +62,7 @@ def serve(
         float, typer.Option(help="Seconds until a vanished device's sessions are forgotten.")
     ] = 600.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running rounds get after SIGTERM.")] = 30.0,
-    system: Annotated[str, typer.Option(help=f"Whose scheduler runs: {', '.join(SYSTEMS)}.")] = "fixed",
+    system: Annotated[str, typer.Option(help=f"Whose scheduler runs: {', '.join(SYSTEMS)}.")] = DEFAULT_SYSTEM,
     setting: Annotated[
         list[str] | None, typer.Option(help="Scheduler setting NAME=VALUE (repeatable): docs/scheduling.md lists them.")
     ] = None,

@@ -87,7 +87,7 @@ def run_demo(config: DemoConfig) -> int:
 async def _demo(config: DemoConfig, console: Console) -> int:
     console.print("Starting the server ...")
     async with command(
-        ["serve", str(TARGET), "--name", "wisp-demo", "--port", "0", "--engine", config.engine]
+        ["serve", str(TARGET), "--name", "wisp-demo", "--port", "0", "--engine", config.engine, "--system", "fixed"]
     ) as ready:
         compared = await _compare(config, console, ready["address"])
         identical = all(each.num_identical == len(each.completions) for each in compared)
