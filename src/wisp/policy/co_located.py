@@ -59,6 +59,11 @@ class CoLocatedDrafting:
         self._since_probe = 0
 
     @property
+    def inner(self) -> Scheduler:
+        """Whose batches they are."""
+        return self._inner
+
+    @property
     def length(self) -> int:
         """K: tokens that requests are drafted at present."""
         return self._length

@@ -20,6 +20,13 @@ from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
 from wisp.policy.static_batches import StaticBatchScheduler
 
 
+def estimator_of(scheduler: Scheduler) -> VerificationTimeEstimator | None:
+    """What a scheduler knows batch times by; None: it asks for none, or takes them all to be equal."""
+    inner = scheduler.inner if isinstance(scheduler, CoLocatedDrafting) else scheduler
+    estimator = inner.estimator if isinstance(inner, SLOAwareScheduler) else None
+    return estimator if isinstance(estimator, VerificationTimeEstimator) else None
+
+
 class Drafts(Enum):
     """Where tokens are drafted."""
 

@@ -22,9 +22,8 @@ from wisp.config import ServerConfig
 from wisp.engines.base import ModelCard, TargetEngine
 from wisp.errors import ConfigError
 from wisp.logs import log_to_stderr, logger
-from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler
-from wisp.policy.slo_aware import SLOAwareScheduler
+from wisp.policy.systems import estimator_of
 from wisp.protocol import MAX_FRAME_BYTES
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.batch_log import batch_log
@@ -269,8 +268,9 @@ async def _serve(
     stopping.cancel()
     failed.cancel()
     await asyncio.gather(stopping, failed, return_exceptions=True)
-    if isinstance(scheduler, SLOAwareScheduler) and isinstance(scheduler.estimator, VerificationTimeEstimator):
-        log.info("batch times", **asdict(scheduler.estimator.errors))
+    estimator = estimator_of(scheduler)
+    if estimator is not None:
+        log.info("batch times", **asdict(estimator.errors))
     log.info("stopped")
     return 1 if broken is not None else 0
 

@@ -21,7 +21,7 @@ from wisp.policy.batch_time import BatchShape
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.prices import FleetMeter
 from wisp.policy.scheduler import Scheduler
-from wisp.policy.slo_aware import SLOAwareScheduler
+from wisp.policy.systems import estimator_of
 from wisp.server.loop import BatchRecord, VerificationLoop
 from wisp.server.registry import SessionRegistry
 
@@ -40,7 +40,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self._scheduler = scheduler
         self._clock = clock
-        self._estimator = scheduler.estimator if isinstance(scheduler, SLOAwareScheduler) else None
+        self._estimator = estimator_of(scheduler)
         self._meter = FleetMeter()
         self._batches = Counter("wisp_batches", "Batches that the engine computed.", registry=self.registry)
         self._failed = Counter("wisp_batches_failed", "Batches that the engine gave up.", registry=self.registry)
@@ -105,7 +105,7 @@ class Telemetry:
             CounterMetricFamily("wisp_sessions_refused", "Told to come back later.", sessions.num_refused),
             CounterMetricFamily("wisp_evictions", "Caches that made room for others.", loop.num_evicted),
         ]
-        if isinstance(self._estimator, VerificationTimeEstimator):
+        if self._estimator is not None:
             families += _estimates(self._estimator)
         return families
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from wisp.bench.models import save_random_llama
 from wisp.bench.timing import Ratio
-from wisp.bench.vllm.decoding import Decoder, DecodingRatio, decode, decoding_ratios
+from wisp.bench.vllm.decoding import Decoder, DecodingRatio, DecodingTurns, decode, decoding_turns
 from wisp.bench.vllm.plain import PlainVllm
 from wisp.bench.vllm.rounds import round_ratios
 from wisp.engines.packed.loading import LoadOptions, without_loading_bars
@@ -30,6 +30,7 @@ from wisp.engines.target import TransformersTarget
 from wisp.engines.vllm.settings import VllmSettings
 from wisp.engines.vllm.target import VllmTarget
 
+_PARTS = ("decoding", "rounds")
 _KV_GIB = 1.0
 """Of each engine."""
 _GPU_SHARE = 0.4
@@ -43,6 +44,9 @@ class _Options:
     model: Path
     dtype: str
     rounds: int
+    pairs: int
+    """Processes of WISP's engine and of plain vLLM, one pair after the other."""
+    parts: Sequence[str]
     graphs: Sequence[bool]
     """Whether there are CUDA graphs, one after the other."""
 
@@ -53,12 +57,13 @@ def main() -> None:
     without_loading_bars()
     with TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
         model = given.model or save_random_llama(Path(folder))
-        options = _Options(model, given.dtype, given.rounds, [mode == "on" for mode in given.graphs])
+        graphs = [mode == "on" for mode in given.graphs]
+        options = _Options(model, given.dtype, given.rounds, given.pairs, given.parts, graphs)
         decoding, rounds = _measure(options, progress)
     if given.json:
         sys.stdout.write(json.dumps(_values(decoding, rounds)) + "\n")
     else:
-        Console().print(_decoding_table(decoding), _rounds_table(rounds))
+        _print(decoding, rounds)
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,7 +71,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="wisp.bench.vllm", description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder (default: 88M random weights)")
     parser.add_argument("--dtype", default="auto", help="of all engines (auto: float32 on a CPU, else the model's own)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each alternative")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each alternative")
+    parser.add_argument("--pairs", type=int, default=3, help="how often both vLLMs are loaded: no two run alike")
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="what to measure")
     modes = ("on", "off") if on_gpu else ("off",)
     parser.add_argument("--graphs", nargs="+", choices=modes, default=modes, help="CUDA graphs")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
@@ -78,30 +85,38 @@ def _measure(options: _Options, progress: Progress) -> tuple[list[DecodingRatio]
     rounds: list[Ratio] = []
     for graphs in options.graphs:
         settings, label = _settings(options, graphs=graphs), _label(graphs=graphs)
-        target = VllmTarget.load(settings)
-        try:
-            decoding += _beside_plain(target, settings, options.rounds, progress, label)
-            rounds += _beside_transformers(target, options, progress, label)
-        finally:
-            target.shutdown()
+        if "decoding" in options.parts:
+            pairs = [_beside_plain(settings, options.rounds, progress, label) for _ in range(options.pairs)]
+            decoding += [DecodingRatio.of(parts, label) for parts in zip(*pairs, strict=True)]
+        if "rounds" in options.parts:
+            rounds += _beside_transformers(settings, options, progress, label)
     return decoding, rounds
 
 
-def _beside_plain(
-    target: VllmTarget, settings: VllmSettings, rounds: int, progress: Progress, label: str
-) -> list[DecodingRatio]:
-    with closing(PlainVllm(settings)) as plain:
+def _beside_plain(settings: VllmSettings, rounds: int, progress: Progress, label: str) -> list[DecodingTurns]:
+    with _vllm(settings) as target, closing(PlainVllm(settings)) as plain:
         ours, theirs = Decoder(partial(decode, target), target.pid), Decoder(plain.generate, plain.pid)
-        return list(decoding_ratios(ours, theirs, target.card.vocabulary_size, rounds, progress, label))
+        return list(decoding_turns(ours, theirs, target.card.vocabulary_size, rounds, progress, label))
 
 
-def _beside_transformers(target: VllmTarget, options: _Options, progress: Progress, label: str) -> list[Ratio]:
-    load = LoadOptions(options.dtype, memory_gib=_memory_gib(), kv_gib=_KV_GIB)
-    reference = TransformersTarget.load(str(options.model), load)
+def _beside_transformers(settings: VllmSettings, options: _Options, progress: Progress, label: str) -> list[Ratio]:
+    reference = TransformersTarget.load(
+        str(options.model), LoadOptions(options.dtype, memory_gib=_memory_gib(), kv_gib=_KV_GIB)
+    )
     try:
-        return list(round_ratios({"vLLM": target, "transformers": reference}, options.rounds, progress, label))
+        with _vllm(settings) as target:
+            return list(round_ratios({"vLLM": target, "transformers": reference}, options.rounds, progress, label))
     finally:
         reference.shutdown()
+
+
+@contextmanager
+def _vllm(settings: VllmSettings) -> Iterator[VllmTarget]:
+    target = VllmTarget.load(settings)
+    try:
+        yield target
+    finally:
+        target.shutdown()
 
 
 def _label(*, graphs: bool) -> str:
@@ -150,6 +165,14 @@ def _values(decoding: Sequence[DecodingRatio], rounds: Sequence[Ratio]) -> dict[
 
 def _value(ratio: Ratio) -> dict[str, object]:
     return {**asdict(ratio), "ratio": ratio.ratio}
+
+
+def _print(decoding: Sequence[DecodingRatio], rounds: Sequence[Ratio]) -> None:
+    console = Console()
+    if decoding:
+        console.print(_decoding_table(decoding))
+    if rounds:
+        console.print(_rounds_table(rounds))
 
 
 def _decoding_table(decoding: Sequence[DecodingRatio]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,18 @@ class Decoder:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodingTurns:
+    """Seconds of each turn of WISP and of plain vLLM, for one number of sequences."""
+
+    num_sequences: int
+    times: Mapping[str, list[float]]
+    processor_times: Mapping[str, list[float]]
+    num_identical: int
+    """Outputs that are the same, token for token."""
+    num_outputs: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecodingRatio:
     """WISP's tokens per second in units of plain vLLM's, prompts included, for one number of sequences."""
 
@@ -40,8 +52,20 @@ class DecodingRatio:
     processor_times: Ratio
     """Likewise, of the processor: what a busy machine leaves of it."""
     num_identical: int
-    """Outputs that are the same, token for token."""
     num_outputs: int
+
+    @classmethod
+    def of(cls, parts: Sequence[DecodingTurns], label: str) -> DecodingRatio:
+        """From the turns of several pairs of processes, of one number of sequences."""
+        number = parts[0].num_sequences
+        what = f"{label}, {number} at a time"
+        return cls(
+            number,
+            ratio(_pooled([part.times for part in parts]), "plain", "WISP", what),
+            ratio(_pooled([part.processor_times for part in parts]), "plain", "WISP", what),
+            sum(part.num_identical for part in parts),
+            sum(part.num_outputs for part in parts),
+        )
 
     @property
     def tokens_per_s(self) -> float:
@@ -73,24 +97,22 @@ class _Contender:
         return sum(processor_time(pid) for pid in {os.getpid(), self.decoder.pid})
 
 
-def decoding_ratios(
+def decoding_turns(
     wisp: Decoder, plain: Decoder, vocabulary_size: int, rounds: int, progress: Progress, label: str
-) -> Iterator[DecodingRatio]:
+) -> Iterator[DecodingTurns]:
     """Both take turns, with the same prompts, for each of NUM_SEQUENCES."""
     for number in NUM_SEQUENCES:
         ours, theirs = (
             _Contender(each, number, vocabulary_size, np.random.default_rng(number)) for each in (wisp, plain)
         )
-        what = f"{label}, {number} at a time"
-        times = interleave({"WISP": ours, "plain": theirs}, rounds, progress, what)
+        times = interleave({"WISP": ours, "plain": theirs}, rounds, progress, f"{label}, {number} at a time")
         of_processor = {"WISP": ours.processor_times[1:], "plain": theirs.processor_times[1:]}
-        yield DecodingRatio(
-            number,
-            ratio(times, "plain", "WISP", what),
-            ratio(of_processor, "plain", "WISP", what),
-            sum(a == b for a, b in zip(ours.outputs, theirs.outputs, strict=True)),
-            len(ours.outputs),
-        )
+        num_identical = sum(a == b for a, b in zip(ours.outputs, theirs.outputs, strict=True))
+        yield DecodingTurns(number, times, of_processor, num_identical, len(ours.outputs))
+
+
+def _pooled(parts: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    return {name: [time for part in parts for time in part[name]] for name in parts[0]}
 
 
 def decode(target: TargetEngine, prompts: Sequence[Sequence[TokenId]], num_tokens: int) -> list[list[TokenId]]:
