@@ -9,7 +9,15 @@ from functools import partial
 from rich.progress import Progress
 
 from tests.fakes import FakeTarget, generate
-from wisp.bench.vllm.decoding import NUM_SEQUENCES, NUM_TOKENS, Decoder, decode, decoding_ratios
+from wisp.bench.vllm.decoding import (
+    NUM_SEQUENCES,
+    NUM_TOKENS,
+    Decoder,
+    DecodingRatio,
+    DecodingTurns,
+    decode,
+    decoding_turns,
+)
 from wisp.bench.vllm.rounds import NUM_NEW_TOKENS, NUM_REQUESTS, round_ratios
 from wisp.types import GenerationRequest, SamplingParams, StopRules
 
@@ -29,13 +37,23 @@ def test_both_decode_the_same_prompts_and_no_prompt_twice() -> None:
 
     with Progress(disable=True) as progress:
         ours, theirs = Decoder(partial(decode, target), os.getpid()), Decoder(plain, os.getpid())
-        measured = list(decoding_ratios(ours, theirs, target.card.vocabulary_size, 1, progress, "fake"))
+        measured = list(decoding_turns(ours, theirs, target.card.vocabulary_size, 1, progress, "fake"))
     assert [each.num_outputs for each in measured] == [2 * number for number in NUM_SEQUENCES]
     assert all(each.num_identical == each.num_outputs for each in measured)
     assert len(set(prompts)) == len(prompts) == 2 * sum(NUM_SEQUENCES)
     assert len(target.steps) == 2 * len(NUM_SEQUENCES) * NUM_TOKENS
     assert all(member.draft == () for step in target.steps for member in step)
     assert not target.open_sessions
+
+
+def test_turns_of_several_pairs_are_pooled() -> None:
+    """Medians are over all turns, counts are sums; twice as long for plain vLLM is twice the rate for WISP."""
+    first = DecodingTurns(8, {"WISP": [1.0], "plain": [2.0]}, {"WISP": [1.0], "plain": [1.0]}, 7, 8)
+    other = DecodingTurns(8, {"WISP": [1.0], "plain": [2.0]}, {"WISP": [3.0], "plain": [3.0]}, 8, 8)
+    pooled = DecodingRatio.of([first, other], "label")
+    assert (pooled.times.ratio, pooled.processor_times.ratio) == (2.0, 1.0)
+    assert (pooled.num_identical, pooled.num_outputs) == (15, 16)
+    assert pooled.tokens_per_s == 8 * NUM_TOKENS
 
 
 def test_rounds_are_of_every_shape_and_the_same_for_both_engines() -> None:
