@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a folder (default: 88M random weights)")
     parser.add_argument("--dtype", default="auto", help="of all engines (auto: float32 on a CPU, else the model's own)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each alternative")
-    parser.add_argument("--pairs", type=int, default=3, help="how often both vLLMs are loaded: no two run alike")
+    parser.add_argument("--pairs", type=int, default=3, help="how often both vLLMs are loaded anew")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="what to measure")
     modes = ("on", "off") if on_gpu else ("off",)
     parser.add_argument("--graphs", nargs="+", choices=modes, default=modes, help="CUDA graphs")
