@@ -19,6 +19,16 @@ def demands(*waiting: str) -> SessionDemands:
     return SessionDemands(lambda session_id: session_id in waiting)
 
 
+def after_answers(length: int, number: int) -> SessionDemands:
+    """Sessions of that many tokens came and went."""
+    what = demands()
+    for index in range(number):
+        what.admit(demand(f"session {index}"), 0.0)
+        what.ask(f"session {index}", 100 + length - 1, 1.0)
+        what.release(f"session {index}")
+    return what
+
+
 def test_before_any_answer_is_known_a_session_needs_its_speed() -> None:
     """Its own and those that are there."""
     what = demands()
@@ -27,12 +37,24 @@ def test_before_any_answer_is_known_a_session_needs_its_speed() -> None:
 
 
 def test_short_answers_need_less_than_their_speed() -> None:
-    """Their last deadline is that of a first token as late as it may be, and of a playback that starts after it."""
+    """Their last deadline is that of a first token half as late as it may be, and of a playback that starts after it."""
+    assert after_answers(30, 16).needed_rate(demand("b"), []) == pytest.approx(30.0 / (1.0 + STARTUP_TIME + 3.0))
+
+
+def test_a_few_answers_tell_little() -> None:
+    """The first ones to end are short."""
+    assert after_answers(30, 15).needed_rate(demand("b"), []) == 10.0
+
+
+def test_the_fastest_class_that_is_there() -> None:
+    """Others hold nobody up."""
     what = demands()
+    assert what.fastest == 0.0
     what.admit(demand("a"), 0.0)
-    what.ask("a", 129, 1.0)
+    what.admit(demand("b", SLO("slow", 1.0, 2.0)), 0.0)
+    assert what.fastest == 10.0
     what.release("a")
-    assert what.needed_rate(demand("b"), []) == pytest.approx(30.0 / (2.0 + STARTUP_TIME + 3.0))
+    assert what.fastest == 1.0
 
 
 def test_sessions_without_a_class_need_nothing() -> None:

@@ -1,9 +1,9 @@
 """What the sessions that were admitted need of the engine, and which of them are still at work.
 
-    needed rate of a session = L / (first-token limit + startup + L / s)        tokens per second
+    needed rate of a session = L / (w + startup + L / s)        tokens per second
 
 of speed s, where answers are L tokens long on average: what keeps its last deadline, d_L = t_first + startup + L / s, if
-its first token comes as late as it may. Before any session has ended L is not known, and the rate is s.
+its first token comes after w, half of the limit of its class. Before some sessions have ended L is not known, and the rate is s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from math import inf
 from wisp.policy.residency import GONE_AFTER
 from wisp.types import SLO, STARTUP_TIME, SessionDemand, SessionId
 
+_FIRST_TOKEN_SHARE = 0.5
+"""Of the first token's time limit, that sessions are expected to wait for it where the engine is busy."""
 _NEWEST = 0.02
 """Weight of the newest answer in their mean length."""
+_ENOUGH = 16
+"""Answers from which on the mean is believed: short ones end first."""
 
 
 class SessionDemands:
@@ -32,6 +36,8 @@ class SessionDemands:
         """Tokens of each when it last asked."""
         self._classes: Counter[SLO | None] = Counter()
         """How many sessions there are of each."""
+        self._num_ended = 0
+        self._running_mean = 0.0
         self._mean_length = inf
 
     def admit(self, session: SessionDemand, now: float) -> None:
@@ -73,15 +79,25 @@ class SessionDemands:
         classes = self._classes + Counter({another.slo: 1}) - Counter(one.slo for one in gone)
         return sum(number * self._rate(slo) for slo, number in classes.items())
 
+    @property
+    def fastest(self) -> float:
+        """The highest speed among them, tokens per second; 0: none has one."""
+        return max(
+            (slo.tokens_per_s for slo, number in self._classes.items() if slo is not None and number), default=0.0
+        )
+
     def _rate(self, slo: SLO | None) -> float:
         if slo is None:
             return 0.0
-        return 1.0 / (1.0 / slo.tokens_per_s + (slo.first_token_s + STARTUP_TIME) / self._mean_length)
+        return 1.0 / (
+            1.0 / slo.tokens_per_s + (_FIRST_TOKEN_SHARE * slo.first_token_s + STARTUP_TIME) / self._mean_length
+        )
 
     def _learn(self, length: float) -> None:
-        length = max(length, 1.0)
-        known = self._mean_length < inf
-        self._mean_length = self._mean_length + _NEWEST * (length - self._mean_length) if known else length
+        self._num_ended += 1
+        self._running_mean += max(_NEWEST, 1.0 / self._num_ended) * (max(length, 1.0) - self._running_mean)
+        if self._num_ended >= _ENOUGH:
+            self._mean_length = self._running_mean
 
     def _forget(self, session_id: SessionId) -> None:
         session = self.sessions.pop(session_id, None)

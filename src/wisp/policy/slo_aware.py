@@ -165,9 +165,14 @@ class SLOAwareScheduler:
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
-        """Seconds of engine time that a committed token takes in a filled batch."""
-        shape = self._filled(self._settings.fill)
-        return self.estimator.predict(shape) / (shape.num_requests * self._meter.typical.num_committed)
+        """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
+        typical, predict = self._meter.typical, self.estimator.predict
+        limit = typical.num_committed / self._demands.fastest if self._demands.fastest else inf
+        low, high = 1, self._filled(self._settings.fill).num_requests
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if predict(typical.batch(middle)) <= limit else (low, middle - 1)
+        return predict(typical.batch(low)) / (low * typical.num_committed)
 
     # The queue
 
