@@ -88,7 +88,7 @@ def test_a_simulation_accepts_what_the_trace_accepts() -> None:
     """Drafts of four: chains of three tokens, of which one is accepted."""
     workload = Workload(Lengths(10.0), Lengths(50.0), acceptance=RecordedAcceptance(HEADER, [_record(1, 1, 1)]))
     scenario = Scenario(lambda _: 0.01, num_devices=3, workload=workload, warmup=0.0, duration=20.0)
-    drafting = simulate(scenario, SYSTEMS["fixed"], 0).drafting
+    drafting = simulate(scenario, replace(SYSTEMS["fixed"], max_draft_tokens=4), 0).drafting
     assert drafting.num_drafted > 100
     assert drafting.accepted_share == pytest.approx(1 / 3, abs=0.03)
 

@@ -134,7 +134,7 @@ def test_a_closed_loop_has_the_throughput_of_its_cycle(
         drain=0.0,
         ramp=0.0,
     )
-    report = simulate(scenario, SYSTEMS["fixed"], seed=0)
+    report = simulate(scenario, replace(SYSTEMS["fixed"], max_draft_tokens=4), seed=0)
     assert report.rounds_per_s == pytest.approx(rounds_per_s, rel=0.01)
     assert report.mean_queue_time == pytest.approx(queue_time, rel=0.01, abs=1e-9)
 

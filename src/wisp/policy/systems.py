@@ -107,7 +107,7 @@ def _without_estimator(terms: SchedulerTerms) -> Scheduler:
 
 
 def _static(terms: SchedulerTerms) -> Scheduler:
-    return StaticBatchScheduler(terms.limits, size=8, flush_time=0.1)
+    return StaticBatchScheduler(terms.limits, size=16, flush_time=0.05)
 
 
 SYSTEMS: Mapping[str, System] = {
@@ -115,12 +115,12 @@ SYSTEMS: Mapping[str, System] = {
     "centralized-slo": System("plain decoding, WISP+'s scheduler", _paced, Drafts.NOWHERE),
     "centralized-draft": System("drafter beside the target, WISP+'s scheduler", _co_located, Drafts.ON_SERVER),
     "sled": System(
-        "confidence threshold, static batches", _static, Drafts.ON_DEVICES, "confidence", 8, estimates=False
+        "confidence threshold, static batches", _static, Drafts.ON_DEVICES, "confidence", 8, 0.8, estimates=False
     ),
     "sled-fcfs": System(
-        "confidence threshold, first come first served", _fcfs, Drafts.ON_DEVICES, "confidence", 8, estimates=False
+        "confidence threshold, first come first served", _fcfs, Drafts.ON_DEVICES, "confidence", 8, 0.8, estimates=False
     ),
-    "fixed": System("4 drafted tokens a round, first come first served", _fcfs, max_draft_tokens=4, estimates=False),
+    "fixed": System("1 drafted token a round, first come first served", _fcfs, max_draft_tokens=1, estimates=False),
     "wisp": System(
         "as published: predicted rejection, SLO-aware batches", _published, stop_rule="predicted", max_draft_tokens=12
     ),

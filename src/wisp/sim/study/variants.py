@@ -70,7 +70,10 @@ READINGS: Mapping[str, System] = {
         SYSTEMS["centralized"], caption="plain decoding of 16 sequences at a time", scheduler=partial(_capped, 16)
     ),
     "sled-4": replace(
-        SYSTEMS["sled"], caption="confidence threshold, static batches of 4", scheduler=partial(_static, 4)
+        SYSTEMS["sled"],
+        caption="confidence threshold of 0.5, static batches of 4",
+        scheduler=partial(_static, 4),
+        threshold=0.5,
     ),
 }
 """Of the paper's baselines: with these two of its goodput figures come out together."""
