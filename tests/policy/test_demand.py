@@ -15,13 +15,9 @@ def demand(name: str, slo: SLO | None = CLASS) -> SessionDemand:
     return SessionDemand(name, 100, 1 << 20, slo)
 
 
-def demands(*waiting: str) -> SessionDemands:
-    return SessionDemands(lambda session_id: session_id in waiting)
-
-
 def after_answers(length: int, number: int) -> SessionDemands:
     """Sessions of that many tokens came and went."""
-    what = demands()
+    what = SessionDemands()
     for index in range(number):
         what.admit(demand(f"session {index}"), 0.0)
         what.ask(f"session {index}", 100 + length - 1, 1.0)
@@ -31,7 +27,7 @@ def after_answers(length: int, number: int) -> SessionDemands:
 
 def test_before_any_answer_is_known_a_session_needs_its_speed() -> None:
     """Its own and those that are there."""
-    what = demands()
+    what = SessionDemands()
     what.admit(demand("a"), 0.0)
     assert what.needed_rate(demand("b"), []) == 20.0
 
@@ -48,7 +44,7 @@ def test_a_few_answers_tell_little() -> None:
 
 def test_the_fastest_class_that_is_there() -> None:
     """Others hold nobody up."""
-    what = demands()
+    what = SessionDemands()
     assert what.fastest == 0.0
     what.admit(demand("a"), 0.0)
     what.admit(demand("b", SLO("slow", 1.0, 2.0)), 0.0)
@@ -59,14 +55,14 @@ def test_the_fastest_class_that_is_there() -> None:
 
 def test_sessions_without_a_class_need_nothing() -> None:
     """They get what is left."""
-    what = demands()
+    what = SessionDemands()
     what.admit(demand("a", None), 0.0)
     assert what.needed_rate(demand("b", None), []) == 0.0
 
 
 def test_a_session_that_is_admitted_again_counts_once() -> None:
     """It was opened anew."""
-    what = demands()
+    what = SessionDemands()
     what.admit(demand("a"), 0.0)
     what.admit(demand("a"), 1.0)
     assert what.needed_rate(demand("b", None), []) == 10.0
@@ -74,9 +70,9 @@ def test_a_session_that_is_admitted_again_counts_once() -> None:
 
 def test_who_is_gone_needs_nothing() -> None:
     """Not heard of for a while; one that waits for the server is not gone."""
-    what = demands("waits")
+    what = SessionDemands()
     what.admit(demand("silent"), 0.0)
     what.admit(demand("waits"), 0.0)
-    gone = what.gone(GONE_AFTER + 1.0)
+    gone = what.gone(GONE_AFTER + 1.0, lambda session_id: session_id == "waits")
     assert [one.session_id for one in gone] == ["silent"]
     assert what.needed_rate(demand("b", None), gone) == 10.0

@@ -23,13 +23,14 @@ _NEWEST = 0.02
 _ENOUGH = 16
 """Answers from which on the mean is believed: short ones end first."""
 
+Waits = Callable[[SessionId], bool]
+
 
 class SessionDemands:
     """The admitted sessions; `waits` tells whether a request of one is waiting: its device need not be heard of then."""
 
-    def __init__(self, waits: Callable[[SessionId], bool]) -> None:
+    def __init__(self) -> None:
         self.sessions: dict[SessionId, SessionDemand] = {}
-        self._waits = waits
         self._heard: OrderedDict[SessionId, float] = OrderedDict()
         """When each last asked for something, or was served; the longest silent first."""
         self._histories: dict[SessionId, int] = {}
@@ -65,14 +66,14 @@ class SessionDemands:
         self._forget(session_id)
         self._heard.pop(session_id, None)
 
-    def present(self, session_id: SessionId, now: float) -> bool:
+    def present(self, session_id: SessionId, now: float, waits: Waits) -> bool:
         """Whether a session is at work: it waits here, or was heard of lately. The others' devices are gone."""
-        return now - self._heard[session_id] <= GONE_AFTER or self._waits(session_id)
+        return now - self._heard[session_id] <= GONE_AFTER or waits(session_id)
 
-    def gone(self, now: float) -> list[SessionDemand]:
+    def gone(self, now: float, waits: Waits) -> list[SessionDemand]:
         """Those that are not present."""
         silent = takewhile(lambda one: now - self._heard[one] > GONE_AFTER, self._heard)
-        return [self.sessions[one] for one in silent if one in self.sessions and not self._waits(one)]
+        return [self.sessions[one] for one in silent if one in self.sessions and not waits(one)]
 
     def needed_rate(self, another: SessionDemand, gone: list[SessionDemand]) -> float:
         """Tokens per second that all need together, without those that are gone, with one more."""

@@ -110,7 +110,7 @@ class SLOAwareScheduler:
         self._settings = settings or SLOAwareSettings()
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
-        self._demands = SessionDemands(self._waits)
+        self._demands = SessionDemands()
         self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         """Requests that wait for room in the KV cache."""
         self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
@@ -147,7 +147,7 @@ class SLOAwareScheduler:
             return f"all {self._limits.max_sessions} sessions are taken"
         if num_sessions == 0:
             return None
-        gone = self._demands.gone(now)
+        gone = self._demands.gone(now, self._waits)
         if self._demands.needed_rate(session, gone) * self._time_per_token() > self._settings.max_load:
             return f"the {num_sessions - len(gone)} sessions that are under way take all of its time"
         if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
@@ -161,7 +161,7 @@ class SLOAwareScheduler:
         """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
         sessions = self._demands.sessions
         absent = sessions.keys() - self._residency.sessions
-        outside = (sessions[one].num_history_tokens for one in absent if self._demands.present(one, now))
+        outside = (sessions[one].num_history_tokens for one in absent if self._demands.present(one, now, self._waits))
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:

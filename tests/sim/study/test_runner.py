@@ -134,7 +134,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, measured: list[tuple[
     path = tmp_path / "points.jsonl"
     run_study(study(seeds=(0,)), PointStore(path))
     measured.clear()
-    systems = {"centralized": SYSTEMS["centralized"], "fixed": replace(SYSTEMS["fixed"], max_draft_tokens=1)}
+    systems = {"centralized": SYSTEMS["centralized"], "fixed": replace(SYSTEMS["fixed"], max_draft_tokens=2)}
     run_study(replace(study(seeds=(0,)), systems=systems), PointStore(path))
     assert [name for (_, name, _), _ in measured] == ["fixed", "fixed"]
 
