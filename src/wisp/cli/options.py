@@ -19,7 +19,10 @@ KvGib = Annotated[float | None, typer.Option(help="GiB for the KV cache; default
 Engine = Annotated[
     str, typer.Option(help=f"What computes the target: {', '.join(ENGINES)} (docs/operations.md helps to choose).")
 ]
-TensorParallel = Annotated[int, typer.Option(help="GPUs to split the target over (vllm).")]
+TensorParallel = Annotated[
+    int,
+    typer.Option("--tensor-parallel", "--tensor-parallel-size", help="GPUs to split the target over (vllm)."),
+]
 Quantization = Annotated[str | None, typer.Option(help="vLLM's name of a method; default: the checkpoint's own.")]
 
 # What `wisp simulate` and `wisp plan` are told of the conditions
