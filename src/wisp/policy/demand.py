@@ -38,8 +38,8 @@ class SessionDemands:
         self._classes: Counter[SLO | None] = Counter()
         """How many sessions there are of each."""
         self._num_ended = 0
-        self._running_mean = 0.0
-        self._mean_length = inf
+        self._mean_length = 0.0
+        """Of the answers of those."""
 
     def admit(self, session: SessionDemand, now: float) -> None:
         """Count a session in; again, with what it needs now, if it is known already."""
@@ -90,15 +90,12 @@ class SessionDemands:
     def _rate(self, slo: SLO | None) -> float:
         if slo is None:
             return 0.0
-        return 1.0 / (
-            1.0 / slo.tokens_per_s + (_FIRST_TOKEN_SHARE * slo.first_token_s + STARTUP_TIME) / self._mean_length
-        )
+        length = self._mean_length if self._num_ended >= _ENOUGH else inf
+        return 1.0 / (1.0 / slo.tokens_per_s + (_FIRST_TOKEN_SHARE * slo.first_token_s + STARTUP_TIME) / length)
 
     def _learn(self, length: float) -> None:
         self._num_ended += 1
-        self._running_mean += max(_NEWEST, 1.0 / self._num_ended) * (max(length, 1.0) - self._running_mean)
-        if self._num_ended >= _ENOUGH:
-            self._mean_length = self._running_mean
+        self._mean_length += max(_NEWEST, 1.0 / self._num_ended) * (max(length, 1.0) - self._mean_length)
 
     def _forget(self, session_id: SessionId) -> None:
         session = self.sessions.pop(session_id, None)

@@ -265,14 +265,12 @@ class SLOAwareScheduler:
         price = self.prices().per_position if self._settings.trims else 0.0
         oldest = next(iter(self._waiting.requests.values()))
         if now - oldest.arrival >= self._settings.max_age:
-            time_left = oldest.deadline - now
-            batch.add(oldest, _worthwhile(oldest, price), time_left if self._in_time(oldest, now) else inf)
+            batch.add(oldest, _worthwhile(oldest, price), self._time_to_keep(oldest, now))
         self._add_urgent(batch, now, price)
         batch.protect(self._patience(batch, now))
         for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
-            time_left = request.deadline - now
             # Its prompt may have gone faster than was thought.
-            batch.add(request, _worthwhile(request, price), time_left if self._in_time(request, now) else inf)
+            batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
         batch.protect(self._patience(batch, now))
         self._add_rest(batch, now, price)
         return iter(batch.members.values())
@@ -360,8 +358,10 @@ class SLOAwareScheduler:
         next_due = min(self._waiting.by_deadline.first_key, self._away.first_key, again)
         return max(fill, next_due - now - fill)
 
-    def _in_time(self, request: VerificationRequest, now: float) -> bool:
-        return request.deadline - now >= self._time_alone(request)
+    def _time_to_keep(self, request: VerificationRequest, now: float) -> float:
+        """How long a batch may take for a request's sake; inf: its deadline cannot be kept anyhow."""
+        time_left = request.deadline - now
+        return time_left if time_left >= self._time_alone(request) else inf
 
     def _time_alone(self, request: VerificationRequest) -> float:
         """Of the batches that it takes to answer it, with nobody else in them."""
