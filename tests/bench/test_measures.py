@@ -89,10 +89,11 @@ def test_the_server_is_measured_by_its_batches() -> None:
     batches = [
         LoggedBatch(99.0, 1.0, 1.0, False, (one,)),
         LoggedBatch(102.0, 1.0, 2.0, False, (one, two)),
-        LoggedBatch(104.0, 1.0, 4.0, False, (LoggedMember(8, 0, False, 103.0),)),
+        LoggedBatch(104.0, 1.0, 4.0, False, (LoggedMember(8, 0, False, 103.0),), waited=0.25),
     ]
     found = _measure([_session(101.0, [101.5, 102.0])], batches)
     assert (found.utilisation, found.requests_per_batch, found.queue_s.p50) == (0.2, 1.0, 0.75)
+    assert found.between_s == 0.75
     assert (found.positions_per_token, found.engine_time_per_token) == (7.0, 1.0)
     assert found.interference_s == pytest.approx((0.001 + 0.005) / 2)
     assert (found.server_cpu, found.driver_cpu) == (1.0, 0.5)

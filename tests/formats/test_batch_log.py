@@ -10,7 +10,7 @@ from wisp.errors import FormatError
 from wisp.formats.batch_log import LoggedBatch, LoggedMember, header_line, read_batch_log
 from wisp.policy.batch_time import BatchShape
 
-BATCH = LoggedBatch(1.5, 0.25, 0.125, False, (LoggedMember(5, 64, True, 1.25), LoggedMember(128, 0, False, 1.0)))
+BATCH = LoggedBatch(1.5, 0.25, 0.125, False, (LoggedMember(5, 64, True, 1.25), LoggedMember(128, 0, False, 1.0)), 0.5)
 
 
 def test_batches_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wisp.types import Batch, BatchMember, VerificationRequest
 
 def _record(started: float) -> BatchRecord:
     request = VerificationRequest("s", 1, num_history_tokens=11, num_cached_tokens=8, num_draft_tokens=4, arrival=0.5)
-    return BatchRecord(Batch((BatchMember(request, 2, 4), BatchMember(request, 1, None))), started, 0.25)
+    return BatchRecord(Batch((BatchMember(request, 2, 4), BatchMember(request, 1, None))), started, 0.25, waited=0.125)
 
 
 def test_every_batch_is_on_disk_afterwards(tmp_path: Path) -> None:
@@ -26,6 +26,7 @@ def test_every_batch_is_on_disk_afterwards(tmp_path: Path) -> None:
             observe(_record(started))
     batches = read_batch_log(path)
     assert [batch.started for batch in batches] == [1.0, 2.0, 3.0]
+    assert batches[0].waited == 0.125
     assert batches[0].members == (LoggedMember(7, 8, True, 0.5), LoggedMember(1, 8, False, 0.5))
 
 

@@ -158,6 +158,25 @@ def test_a_scheduler_that_waits_is_asked_again_at_its_time_and_on_arrival() -> N
     run(main())
 
 
+def test_a_batch_tells_how_long_the_loop_slept_before_it() -> None:
+    """For want of requests; not while the engine computes or the next request is there already."""
+
+    async def main() -> None:
+        async with bench() as it:
+            for name in "abc":
+                await it.open(name)
+            await asyncio.sleep(3)
+            it.submit("a")
+            await asyncio.sleep(1)
+            it.submit("b")
+            await asyncio.sleep(2 * STEP_TIME)
+            it.submit("c")
+            await asyncio.sleep(2 * STEP_TIME)
+            assert [record.waited for record in it.records] == [3.0, 0.0, 1.0]
+
+    run(main())
+
+
 def test_long_prompts_are_computed_in_chunks_and_booked_after_each() -> None:
     """The scheduler hears what is cached after the open and after every batch."""
 

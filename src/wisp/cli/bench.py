@@ -59,6 +59,9 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Folder for points, JSON and HTML; a run that was cut off is gone on with.")
     ] = None,
+    keep_logs: Annotated[
+        bool, typer.Option("--keep-logs", help="Keep the servers' logs of batches there, too.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Compare systems on a live server with emulated devices: capacity, goodput, latency, waste, cost."""
@@ -95,4 +98,4 @@ def bench(
         seeds=seeds,
         minutes=minutes,
     )
-    raise typer.Exit(run_bench(options, out, json_output=json_output))
+    raise typer.Exit(run_bench(options, out, json_output=json_output, keep_logs=keep_logs))

@@ -12,7 +12,7 @@ from wisp.errors import FormatError
 from wisp.policy.batch_time import BatchShape
 
 FORMAT = "wisp-batch-log"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class LoggedBatch:
     """CPU time of the server's process, since it started, all of its threads together."""
     failed: bool
     members: tuple[LoggedMember, ...]
+    waited: float = 0.0
+    """Since the batch before, in which no batch could begin: nobody was there, or the scheduler held it back."""
 
     @property
     def shape(self) -> BatchShape:
@@ -50,6 +52,7 @@ class LoggedBatch:
         content = {
             "started": round(self.started, 6),
             "elapsed": round(self.elapsed, 6),
+            "waited": round(self.waited, 6),
             "cpu_s": round(self.cpu_s, 4),
             "failed": self.failed,
             "members": members,
@@ -87,6 +90,7 @@ def _batch_of_json(content: dict[str, Any]) -> LoggedBatch:
         elapsed=float(content["elapsed"]),
         cpu_s=float(content["cpu_s"]),
         failed=bool(content["failed"]),
+        waited=float(content["waited"]),
         members=tuple(
             LoggedMember(int(num_new), int(num_cached), bool(completes), float(arrival))
             for num_new, num_cached, completes, arrival in content["members"]

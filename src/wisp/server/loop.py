@@ -86,6 +86,8 @@ class BatchRecord:
     elapsed: float
     failed: bool = False
     num_committed: int = 0
+    waited: float = 0.0
+    """Seconds since the batch before in which the loop slept: nobody was there, or the scheduler held the batch back."""
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class VerificationLoop:
         self._observe = observe
         self._wake = asyncio.Event()
         self._stopping = False
+        self._waited = 0.0
         self._sessions: dict[SessionId, _Resident] = {}
         self._operations: deque[_Operation] = deque()
         self._computing: set[SessionId] = set()
@@ -221,11 +224,13 @@ class VerificationLoop:
         if self._operations or self._stopping:
             return
         self._wake.clear()
+        began = self._clock()
         try:
-            async with asyncio.timeout(None if until == inf else max(until - self._clock(), 0.0)):
+            async with asyncio.timeout(None if until == inf else max(until - began, 0.0)):
                 await self._wake.wait()
         except TimeoutError:
             pass
+        self._waited += self._clock() - began
 
     # Sessions in the engine
 
@@ -295,13 +300,14 @@ class VerificationLoop:
         for member, resident in zip(batch.members, residents, strict=True):
             # Booked now: a round that takes the place of one in prefill may be queued before this batch is done.
             resident.num_cached += member.num_prefill_tokens
-        started = self._clock()
+        started, waited, self._waited = self._clock(), self._waited, 0.0
         result = await self._run_call(partial(self._compute, steps, evictions))
         elapsed = self._clock() - started
         self._computing = set()
         num_committed = 0 if isinstance(result, Exception) else sum(outcome.num_committed for outcome, _ in result)
         if self._observe is not None:
-            self._observe(BatchRecord(batch, started, elapsed, isinstance(result, Exception), num_committed))
+            failed = isinstance(result, Exception)
+            self._observe(BatchRecord(batch, started, elapsed, failed, num_committed, waited))
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return

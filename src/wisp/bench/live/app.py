@@ -31,10 +31,10 @@ from wisp.errors import ConfigError
 POINTS, REPORT, SUMMARY = "points.jsonl", "report.html", "summary.json"
 
 
-def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool) -> int:
+def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool, keep_logs: bool = False) -> int:
     """Measure what `out` lacks, and report; returns the exit status: 1 where time ran out before each system had a point.
 
-    Without `out` nothing is kept. Raises errors of the tree.
+    Without `out` nothing is kept; with `keep_logs` the servers' logs of batches are, too. Raises errors of the tree.
     """
     logging.getLogger("wisp").setLevel(logging.ERROR)
     settings, minutes = settings_of(options), minutes_of(options)
@@ -47,7 +47,7 @@ def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool) -> 
         machine = _machine()
         console = Console(stderr=True)
         with Progress(*_COLUMNS, console=console) as progress:
-            asyncio.run(Comparison(settings, folder, results, progress, deadline).run())
+            asyncio.run(Comparison(settings, folder, results, progress, deadline, keep_logs).run())
         machine["load average at the end"] = _load_average()
         cells = summarise(settings, results)
         print_table(settings, cells, console if json_output else Console())

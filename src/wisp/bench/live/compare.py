@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -60,6 +61,8 @@ class Comparison:
     progress: Progress
     deadline: float = float("inf")
     """By `time.monotonic`: no point is begun that may end later."""
+    keep_logs: bool = False
+    """Whether the servers' logs of batches stay in the folder."""
 
     async def run(self) -> None:
         """Measure what the results lack. Raises errors of the tree."""
@@ -149,7 +152,8 @@ class Comparison:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="wisp-servers-")))
             servers = []
             for system in settings.systems:
-                servers.append(await stack.enter_async_context(served(system, target, folder)))
+                log = (self.folder if self.keep_logs else folder) / f"batches-{_slug(run.cell)}-{system}.jsonl"
+                servers.append(await stack.enter_async_context(served(system, target, folder, log)))
                 self.progress.advance(starting)
             self.progress.remove_task(starting)
             yield servers
@@ -170,3 +174,8 @@ class Comparison:
         finally:
             executor.shutdown()
             engine.shutdown()
+
+
+def _slug(cell: Cell) -> str:
+    """A cell's name as a part of a file's."""
+    return re.sub(r"\W+", "-", cell.name)

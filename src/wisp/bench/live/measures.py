@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,8 @@ class Measures:
     requests_per_batch: float
     utilisation: float
     """Share of the time in which the engine is busy."""
+    between_s: float
+    """Mean time from the end of a batch to the start of the next in which the loop did not wait: the server's own work."""
     queue_s: Percentiles
     interference_s: float | None
     """Mean V(B) - V({j}) of the verified requests; None: no batch times are known."""
@@ -164,6 +168,7 @@ def measure(
         draft_length=drafting.num_drafted / num_drafting if num_drafting else 0.0,
         requests_per_batch=len(waits) / len(logged) if logged else 0.0,
         utilisation=engine_time / window.length,
+        between_s=_mean_between(logged),
         queue_s=Percentiles.of(waits),
         interference_s=None if batch_time is None else _mean_interference(logged, batch_time),
         positions_per_token=cost.positions_per_token,
@@ -196,6 +201,12 @@ def _mean_interference(batches: Sequence[LoggedBatch], batch_time: BatchTime) ->
         total += sum(together - time for time in alone)
         num_requests += len(alone)
     return total / num_requests if num_requests else 0.0
+
+
+def _mean_between(batches: Sequence[LoggedBatch]) -> float:
+    """Seconds; 0 where there were fewer than two batches."""
+    between = [later.started - one.started - one.elapsed - later.waited for one, later in pairwise(batches)]
+    return fmean(between) if between else 0.0
 
 
 def _batch_time_ratio(batches: Sequence[LoggedBatch], batch_time: BatchTime) -> float | None:

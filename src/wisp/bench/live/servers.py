@@ -57,9 +57,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(system: str, target: TargetUnderTest, folder: Path) -> AsyncGenerator[Served, None]:
-    """A server for `system`, its files in `folder`. Raises EngineError when it does not start."""
-    tokens, log = folder / f"{system}-tokens", folder / f"{system}-batches.jsonl"
+async def served(system: str, target: TargetUnderTest, folder: Path, log: Path) -> AsyncGenerator[Served, None]:
+    """A server for `system` that writes its batches to `log`, its other files in `folder`.
+
+    Raises EngineError when it does not start.
+    """
+    tokens = folder / f"{system}-tokens"
     tokens.write_text("nobody-yet\n", encoding="utf-8")
     arguments = [*_arguments(system, target), "--tokens-file", str(tokens), "--batch-log", str(log)]
     async with command(["serve", str(target.model), *arguments]) as ready:

@@ -66,6 +66,7 @@ LOAD_ROWS: Sequence[Row] = (
     ("queue, ms: p95", _number(lambda m: m.queue_s.p95, 1, 1e3)),
     ("requests per batch", _number(lambda m: m.requests_per_batch, 1)),
     ("engine busy", _percent(lambda m: m.utilisation)),
+    ("between batches, ms", _number(lambda m: m.between_s, 1, 1e3)),
     ("engine ms per token", _number(lambda m: m.engine_time_per_token, 2, 1e3)),
     ("positions per token", _number(lambda m: m.positions_per_token, 2)),
     ("refused sessions", _number(lambda m: m.num_refused, 0)),
