@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from tests.calibration.test_measured import sweep
+from tests.calibration.test_overhead import AFTER, server_log
 from tests.formats.test_calibration import CALIBRATION
 from wisp.calibration.measured import MeasuredBatchTime
 from wisp.errors import ConfigError, FormatError
+from wisp.formats.batch_log import header_line
 from wisp.formats.calibration import BatchSample
 from wisp.policy.batch_time import BatchShape
 from wisp.policy.systems import SYSTEMS
@@ -107,6 +109,7 @@ def test_noise_is_drawn_from_the_repeats_of_a_profile(tmp_path: Path) -> None:
         (MachineOptions(server_draft="eliza"), "unknown model 'eliza'"),
         (MachineOptions(batch_noise=True), "give --profile with --batch-noise"),
         (MachineOptions(profile="qwen3-32b-rtx-pro-6000", batch_noise=True), "no three measurements"),
+        (MachineOptions(server_log=Path("log.jsonl")), "give --profile with --server-log"),
         (MachineOptions(kv_tokens=0), "at least 1 token"),
         (MachineOptions(profile="qwen3-32b-rtx-pro-6000", model="eliza"), "unknown model 'eliza'"),
     ],
@@ -133,3 +136,12 @@ def test_noise_lengthens_batches_but_not_what_they_are_judged_by() -> None:
     shares = [one.observer.engine_time / one.observer.num_batches for one in simulations]
     assert shares[1] == pytest.approx(2.0 * shares[0], rel=0.05)
     assert max(simulations[1].observer.interference) < 0.06
+
+
+def test_a_servers_log_adds_its_own_time(tmp_path: Path) -> None:
+    """As it is fitted to the log."""
+    log = tmp_path / "batches.jsonl"
+    log.write_text(header_line() + "".join(batch.line() for batch in server_log(200)))
+    machine = machine_of(MachineOptions(profile=_profile(tmp_path), kv_tokens=1, server_log=log))
+    assert machine.overhead is not None
+    assert machine.overhead.after.coefficients == pytest.approx(AFTER.coefficients, abs=1e-6)

@@ -60,6 +60,13 @@ def simulate(
             "--batch-noise", help="Batches last as unevenly as the profile's repeats did.", rich_help_panel=SERVER
         ),
     ] = False,
+    server_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Log of a live server (wisp serve --batch-log): the time it takes beside the profile's batches is added.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
     kv_tokens: KvTokens = None,
     swap: Annotated[
         bool,
@@ -160,7 +167,9 @@ def simulate(
 
     run_simulation(
         SimulationOptions(
-            machine=MachineOptions(gpu, model, weight_bits, profile, batch_noise, kv_tokens, swap, server_draft),
+            machine=MachineOptions(
+                gpu, model, weight_bits, profile, batch_noise, kv_tokens, swap, server_draft, server_log
+            ),
             verifiers=verifiers,
             placement=placement,
             lose=tuple(lose or ()),

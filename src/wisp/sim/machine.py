@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from wisp.calibration.measured import MeasuredBatchTime, repeat_ratios
+from wisp.calibration.overhead import ServerOverhead, fit_overhead
 from wisp.calibration.shipped import load_profile
 from wisp.errors import ConfigError
+from wisp.formats.batch_log import read_batch_log
 from wisp.formats.calibration import Calibration
 from wisp.policy.batch_time import BatchTime
 from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, ServerDrafter, beside
@@ -36,6 +38,8 @@ class MachineOptions:
     swap: bool = False
     """Keep evicted caches in the host's memory, instead of computing them again."""
     server_draft: str = "qwen3-0.6b"
+    server_log: Path | None = None
+    """Of the batches of a live server on the profile's machine: what it takes beside them is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Machine:
     server_drafter: ServerDrafter | None
     """None where nothing is known of the GPU."""
     noise: tuple[float, ...] = ()
+    overhead: ServerOverhead | None = None
     swap_s_per_token: float | None = None
 
 
@@ -57,6 +62,8 @@ def machine_of(options: MachineOptions) -> Machine:
     if options.profile is None:
         if options.batch_noise:
             raise ConfigError("only a measured profile knows how uneven batches are: give --profile with --batch-noise")
+        if options.server_log is not None:
+            raise ConfigError("a server's log is compared with measured batch times: give --profile with --server-log")
         roofline = _roofline(options, options.gpu or DEFAULT_GPU, options.model or DEFAULT_MODEL)
         name = f"{options.model or DEFAULT_MODEL} with {options.weight_bits}-bit weights"
         return Machine(
@@ -75,11 +82,12 @@ def machine_of(options: MachineOptions) -> Machine:
     return Machine(
         f"{'derived' if profile.source else 'measured'} batch times, {profile.model_id} in {profile.dtype} on "
         f"{profile.device}; extrapolated above {most.num_new} positions, {most.num_requests} requests or "
-        f"{most.num_cached} cached tokens",
+        f"{most.num_cached} cached tokens{'' if options.server_log is None else '; with a server of its own time'}",
         hardware,
         _capacity(options, memory, profile),
         None if memory is None else _drafter(options, memory),
         _noise(profile) if options.batch_noise else (),
+        None if options.server_log is None else fit_overhead(read_batch_log(options.server_log), hardware),
         _swap(options, memory),
     )
 

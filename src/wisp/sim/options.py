@@ -79,6 +79,7 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
     return Scenario(
         batch_time=machine.batch_time,
         batch_noise=machine.noise,
+        overhead=machine.overhead,
         swap_s_per_token=machine.swap_s_per_token,
         server_drafter=machine.server_drafter,
         num_verifiers=options.verifiers,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wisp.calibration.overhead import ServerOverhead
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTime
 from wisp.policy.placement import Placement, least_loaded
@@ -60,6 +61,8 @@ class Scenario:
     batch_time: BatchTime
     batch_noise: tuple[float, ...] = ()
     """Each batch takes its time, times one of these; empty: exactly its time."""
+    overhead: ServerOverhead | None = None
+    """What servers take beside their engines' batches; None: nothing."""
     swap_s_per_token: float | None = None
     """Evicted caches wait in the host's memory and come back in so many seconds per token; None: they are computed again."""
     server_drafter: ServerDrafter | None = None

@@ -137,14 +137,16 @@ class Simulation:
         return self.rng(CHURN, int(device.name), device.num_sessions)
 
     def _verifier(self, index: int, terms: SchedulerTerms) -> Verifier:
-        scenario, drafter = self.scenario, self.scenario.server_drafter
+        scenario, drafter, overhead = self.scenario, self.scenario.server_drafter, self.scenario.overhead
+        batch_time = noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE, index))
         return Verifier(
             self.events,
             lambda: _scheduler(self.system, scenario, terms),
-            noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE, index)),
+            batch_time if overhead is None else overhead.on(batch_time),
             self.observer.on_batch,
             None if drafter is None else drafter.batch_time,
             scenario.swap_s_per_token,
+            None if overhead is None else overhead.after.predict,
         )
 
     def _script(self, device: Device, traced: TracedSession | None = None) -> SessionScript:

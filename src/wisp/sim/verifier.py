@@ -79,6 +79,8 @@ class Verifier:
     """Of a drafter beside the target, for the systems that draft on the server."""
     swap_s_per_token: float | None = None
     """Of a cache that comes back from the host's memory; None: evicted caches are lost."""
+    after_batch: BatchTime | None = None
+    """Seconds that the server itself takes after a batch before it can begin the next; None: none."""
     scheduler: Scheduler = field(init=False)
     is_up: bool = field(default=True, init=False)
     _num_failures: int = field(default=0, init=False)
@@ -261,8 +263,10 @@ class Verifier:
         if num_failures != self._num_failures:
             return
         elapsed = self.events.now - started  # as a clock says it: the estimator must learn the same as the live one
-        self._busy = self._woken = False
-        self._wake()
+        if self.after_batch is None:
+            self._free(num_failures)
+        else:
+            self.events.at(self.events.now + self.after_batch(BatchShape.of(batch)), self._free, num_failures)
         self.watch(batch, started, elapsed)
         outcomes = [self._member_done(member) for member in batch.members]
         num_committed = sum([outcome.num_committed for outcome in outcomes if outcome is not None])
@@ -272,6 +276,12 @@ class Verifier:
             if outcome is not None and member.num_verified is not None:
                 hints = Hints(started - member.request.arrival, elapsed, prices)
                 self._deliver(self._sessions[member.request.session_id], member.num_verified, outcome, hints)
+
+    def _free(self, num_failures: int) -> None:
+        """Be ready for the next batch, unless the verifier was lost in the meantime."""
+        if num_failures == self._num_failures:
+            self._busy = self._woken = False
+            self._wake()
 
     def _member_done(self, member: BatchMember) -> Outcome | None:
         """Book what a batch did to a session, unless it was closed in the meantime."""
