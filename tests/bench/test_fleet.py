@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -43,6 +43,29 @@ def test_the_lengths_of_a_public_trace_choose_prompt_and_output() -> None:
     lengths = (TracedSession(0.0, 10, 3), TracedSession(1.0, 500, 400))
     asks = _asks(workload=Workload(records(), ["fast"], lengths), number=20)
     assert {(ask.record.num_prompt_tokens, ask.max_tokens) for ask in asks} == {(10, 3), (11, 6)}
+
+
+CONVERSATIONS = Workload(records(12), ["fast"], questions=4)
+
+
+def test_a_device_asks_all_questions_of_a_context_before_the_next() -> None:
+    """After those of the context that it is at when the load begins."""
+    script = DeviceScript(FLEET, CONVERSATIONS, 3, 5)
+    contexts = [ask.record.prompt // 4 for ask in islice(script.asks(), 24)]
+    changes = [index for index, (one, later) in enumerate(pairwise(contexts), 1) if one != later]
+    assert len(changes) > 2
+    assert {later - one for one, later in pairwise(changes)} == {4}
+
+
+def test_conversations_are_under_way_at_points_of_their_own() -> None:
+    """Some devices begin one; the others have asked something of theirs before."""
+    scripts = [DeviceScript(FLEET, CONVERSATIONS, 3, index) for index in range(40)]
+    assert {script.before is None for script in scripts} == {True, False}
+    for script in scripts:
+        ask = next(script.asks())
+        if script.before is not None:
+            assert script.before.record.prompt // 4 == ask.record.prompt // 4
+            assert script.before.record != ask.record
 
 
 @pytest.mark.parametrize(

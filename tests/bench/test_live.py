@@ -121,3 +121,13 @@ def test_without_time_there_is_nothing_to_report(folder: Path, capsys: pytest.Ca
     """And the exit status says so."""
     assert run_bench(_options(folder, minutes=0.001), None, json_output=True) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["cells"] == {}
+
+
+def test_later_questions_find_their_context_cached(folder: Path, tmp_path: Path) -> None:
+    """Positions per token say how much the server computed: a context read for each session would be ten times as much."""
+    options = _options(folder, systems=("centralized",), context_tokens=512)
+    assert run_bench(options, tmp_path / "out", json_output=False) == 0
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    measures = _at_load(summary["systems"], "centralized")
+    assert measures["num_unfinished"] == 0
+    assert measures["positions_per_token"] < 5.0

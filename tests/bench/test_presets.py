@@ -27,7 +27,7 @@ def test_the_cells_are_four_for_six_systems_within_an_hour(engine: str) -> None:
     """Short and long context, slow and fast drafters."""
     settings = settings_of(BenchOptions("cells", engine))
     assert (len(settings.systems), len({cell.name for cell in settings.cells})) == (6, 4)
-    assert len({(cell.prompt_tokens, cell.fleet.draft_speed.low) for cell in settings.cells}) == 4
+    assert len({(cell.context_tokens, cell.fleet.draft_speed.low) for cell in settings.cells}) == 4
     assert (minutes_of(BenchOptions("cells", engine)) or 99.0) < 60.0
 
 
@@ -54,6 +54,8 @@ def test_what_is_said_goes_before_the_preset() -> None:
         (BenchOptions(engine="timed", systems=["centralized-draft"]), "no drafter beside it"),
         (BenchOptions(engine="timed", real_drafts=True), "takes no real drafts"),
         (BenchOptions("cells", draft_speed="5"), "leave yours out"),
+        (BenchOptions("cells", context_tokens=64), "leave yours out"),
+        (BenchOptions(context_tokens=64, workload=SOME), "leave contexts out"),
         (BenchOptions(draft_speed="fast"), "LOW-HIGH"),
         (BenchOptions(duration=0.0), "must be positive"),
         (BenchOptions(devices=0), "the first fleet"),

@@ -82,6 +82,40 @@ def test_taking_a_session_up_again_finds_its_cache() -> None:
     assert target.open("s", "me", _request(10, 11)) == 0
 
 
+def _conversation(kv_tokens: int = 100) -> TargetEngine:
+    """Two questions behind one context of four tokens; the first has been asked and answered."""
+    outputs = RecordedOutputs({(*CONTEXT, 5): OUTPUT, (*CONTEXT, 6): OUTPUT})
+    target = TimedTarget(fake_card(), outputs, BATCH_TIME, lambda _: None, kv_tokens)
+    target.open("first", "me", _question(5))
+    target.step([StepMember("first", 4, ())])
+    target.close("first")
+    return target
+
+
+CONTEXT = (1, 2, 3, 4)
+
+
+def _question(token: int) -> GenerationRequest:
+    return GenerationRequest((*CONTEXT, token), 5, SamplingParams(), StopRules(50))
+
+
+def test_a_session_begins_with_what_an_earlier_one_has_cached() -> None:
+    """Of the same owner, closed or open."""
+    target = _conversation()
+    assert target.open("other", "you", _question(6)) == 0
+    assert target.open("second", "me", _question(6)) == 4
+    assert target.open("third", "me", _question(5)) == 4
+
+
+@pytest.mark.parametrize(("kv_tokens", "num_cached"), [(10, 4), (9, 0)])
+def test_what_closed_sessions_have_cached_makes_room(kv_tokens: int, num_cached: int) -> None:
+    """When open ones need it: five tokens each here."""
+    target = _conversation(kv_tokens)
+    target.open("other", "you", _question(6))
+    target.step([StepMember("other", 4, ())])
+    assert target.open("second", "me", _question(6)) == num_cached
+
+
 def test_what_was_not_recorded_is_refused() -> None:
     """Other prompts, other outputs, finished ones and logprobs."""
     target = _target()

@@ -45,6 +45,9 @@ def bench(
     rtt_ms: Annotated[str | None, typer.Option(help="Round trip, LOW-HIGH or one value.")] = None,
     think: Annotated[float, typer.Option(help="Mean pause of a device between two sessions, seconds.")] = 1.0,
     prompt_tokens: Annotated[int | None, typer.Option(help="Make prompts this long; default: as they are.")] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(help="Put a context this long before each prompt, one for every 8: conversations.")
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Output tokens recorded per prompt.")] = None,
     devices: Annotated[int | None, typer.Option(help="First fleet; default: from the batch times.")] = None,
     max_devices: Annotated[int, typer.Option(help="Largest fleet.")] = 512,
@@ -86,6 +89,7 @@ def bench(
         rtt_ms=rtt_ms,
         think=think,
         prompt_tokens=prompt_tokens,
+        context_tokens=context_tokens,
         output_tokens=tokens,
         devices=devices,
         max_devices=max_devices,

@@ -54,6 +54,7 @@ def by_prompt(records: Iterable[TraceRecord]) -> dict[tuple[TokenId, ...], Trace
 
 @dataclass(slots=True)
 class _Session:
+    owner: str
     request: GenerationRequest
     recorded: tuple[TokenId, ...]
     tokens: list[TokenId]
@@ -66,7 +67,11 @@ class _Session:
 
 @dataclass(slots=True)
 class TimedTarget:
-    """Emulates a target on some hardware; see TargetEngine."""
+    """Emulates a target on some hardware; see TargetEngine.
+
+    Caches are reused as the real targets reuse them: a session begins with the longest prefix that another one of its
+    owner has, open or closed; closed ones are kept until the room is needed, and lost longest unused first.
+    """
 
     card: ModelCard
     recorded: RecordedOutputs
@@ -75,6 +80,8 @@ class TimedTarget:
     kv_capacity_tokens: int = 1 << 31
     kv_page_tokens: int = 1
     _sessions: dict[SessionId, _Session] = field(default_factory=dict, init=False)
+    _closed: list[_Session] = field(default_factory=list, init=False)
+    """Longest unused first."""
 
     def __post_init__(self) -> None:
         self.card = replace(self.card, emulated=True)
@@ -83,9 +90,10 @@ class TimedTarget:
         if request.sampling.num_top_logprobs is not None:
             raise InvalidRequest("an emulated target has no logprobs", "logprobs")
         recorded = self.recorded.output(request)
-        older = self._sessions.get(session_id)
-        num_cached = 0 if older is None else min(_num_shared(older, request.tokens), len(request.tokens) - 1)
-        self._sessions[session_id] = _Session(request, recorded, list(request.tokens), num_cached)
+        if session_id in self._sessions:
+            self.close(session_id)
+        num_cached = self._take_cached(owner, request.tokens)
+        self._sessions[session_id] = _Session(owner, request, recorded, list(request.tokens), num_cached)
         return num_cached
 
     def history(self, session_id: SessionId) -> Sequence[TokenId]:
@@ -99,6 +107,7 @@ class TimedTarget:
         sizes = [
             (_num_new_tokens(member), session.num_cached) for session, member in zip(sessions, members, strict=True)
         ]
+        self._make_room(sum(num_new for num_new, _ in sizes))
         outcomes = [_advance(session, member) for session, member in zip(sessions, members, strict=True)]
         self.sleep(self.batch_time(BatchShape.of_members(sizes)))
         return outcomes
@@ -107,10 +116,31 @@ class TimedTarget:
         self._sessions[session_id].num_cached = 0
 
     def close(self, session_id: SessionId) -> None:
-        del self._sessions[session_id]
+        session = self._sessions.pop(session_id)
+        if session.num_cached:
+            self._closed.append(session)
 
     def shutdown(self) -> None:
         self._sessions.clear()
+        self._closed.clear()
+
+    def _take_cached(self, owner: str, tokens: Sequence[TokenId]) -> int:
+        """Tokens of a new history, but for its last, that are cached; a closed session of no other use is taken over."""
+        others = [one for one in (*self._closed, *self._sessions.values()) if one.owner == owner]
+        shared = [_num_shared(one, tokens) for one in others]
+        num_cached = max(shared, default=0)
+        if num_cached:
+            source = others[shared.index(num_cached)]
+            if any(source is one for one in self._closed) and 2 * num_cached >= source.num_cached:
+                self._closed = [one for one in self._closed if one is not source]
+        return num_cached
+
+    def _make_room(self, num_new: int) -> None:
+        """Lose closed sessions until what is open can grow."""
+        room = self.kv_capacity_tokens - num_new - sum(session.num_cached for session in self._sessions.values())
+        room -= sum(session.num_cached for session in self._closed)
+        while room < 0 and self._closed:
+            room += self._closed.pop(0).num_cached
 
 
 def _advance(session: _Session, member: StepMember) -> StepOutcome:
@@ -152,6 +182,8 @@ def _num_new_tokens(member: StepMember) -> int:
 
 
 def _num_shared(older: _Session, tokens: Sequence[TokenId]) -> int:
-    """How much of `tokens` the older session's cache holds."""
-    length = min(older.num_cached, len(tokens))
-    return next((i for i in range(length) if older.tokens[i] != tokens[i]), length)
+    """How much of `tokens`, but for the last, the older session's cache holds."""
+    length = min(older.num_cached, len(tokens) - 1)
+    if older.tokens[:length] == list(tokens[:length]):
+        return length
+    return next(i for i in range(length) if older.tokens[i] != tokens[i])

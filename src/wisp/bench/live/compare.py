@@ -29,7 +29,7 @@ from wisp.edge.app import load_drafter
 from wisp.engines.base import DraftEngine
 from wisp.engines.replay import ReplayDrafter
 from wisp.formats.predictor import TrainedPredictor
-from wisp.policy.batch_time import BatchTime
+from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.sim.traces import load_trace
 
 _POINT_OVERHEAD = 3.0
@@ -93,7 +93,7 @@ class Comparison:
         self, run: _CellRun, seed: int, servers: Sequence[Served], models: DriverModels, bar: TaskID
     ) -> None:
         """The systems in turns until no search wants more, or the time is up."""
-        workload = self._workload(run.inputs)
+        workload = self._workload(run)
         while todo := [(one, size) for one in servers if (size := self._next(run, one.system, seed))]:
             for one, size in todo:
                 if not self._in_time(run, size):
@@ -108,8 +108,10 @@ class Comparison:
 
     def _in_time(self, run: _CellRun, num_devices: int) -> bool:
         """Whether one more point surely ends before the deadline."""
-        longest = self.settings.timing.of_fleet(num_devices).longest
-        return time.monotonic() + longest + _POINT_OVERHEAD <= run.deadline
+        longest = self.settings.timing.of_fleet(num_devices).longest + _POINT_OVERHEAD
+        if run.cell.context_tokens is not None:
+            longest += num_devices * run.expected(BatchShape.of_members([(run.cell.context_tokens, 0)]))
+        return time.monotonic() + longest <= run.deadline
 
     def _advance(self, task: TaskID) -> Callable[[float], None]:
         return lambda seconds: self.progress.update(task, completed=seconds)
@@ -129,9 +131,9 @@ class Comparison:
             return None
         return next_size(tried, run.start, search.largest, search.resolution)
 
-    def _workload(self, inputs: CellInputs) -> Workload:
+    def _workload(self, run: _CellRun) -> Workload:
         lengths = () if self.settings.workload is None else load_trace(self.settings.workload)
-        return Workload(inputs.records, [slo.name for slo in self.settings.slos], lengths)
+        return Workload(run.inputs.records, [slo.name for slo in self.settings.slos], lengths, run.cell.questions)
 
     @asynccontextmanager
     async def _servers(self, run: _CellRun) -> AsyncGenerator[list[Served], None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ from wisp.config import EdgeConfig
 from wisp.drafting import DraftWorker
 from wisp.edge.app import check_vocabulary
 from wisp.edge.client import ServerConnection
-from wisp.edge.decode import generate
+from wisp.edge.decode import Generation, generate
 from wisp.edge.device import Device
 from wisp.edge.settings import GenerationSettings
 from wisp.edge.stop_rules import check_predictor
@@ -44,15 +45,19 @@ class InlineExecutor(Executor):
 
 
 class EmulatedWorker(DraftWorker):
-    """A drafter that takes its time, for drafting and for reading."""
+    """A drafter that takes its time, for drafting and for reading what it has not read in the session before."""
 
     def __init__(self, engine: DraftEngine, traits: DeviceTraits, executor: Executor) -> None:
         super().__init__(engine, emulated_draft_time=traits.draft_time, executor=executor)
         self._read_time = traits.read_time
+        self._read: Sequence[TokenId] = ()
 
     async def open(self, session_id: SessionId, request: GenerationRequest) -> None:
         await super().open(session_id, request)
-        await self._sleep(self._read_time * len(request.tokens))
+        pairs = zip(self._read, request.tokens, strict=False)
+        num_known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._read = request.tokens
+        await self._sleep(self._read_time * (len(request.tokens) - num_known))
 
     async def commit(self, session_id: SessionId, num_accepted: int, tokens: Sequence[TokenId]) -> None:
         await super().commit(session_id, num_accepted, tokens)
@@ -119,6 +124,23 @@ class EmulatedDevice:
         trained = self.models.trained
         self._device = Device(self.config, self._connection, self.models.tokenizer, worker, trained, clock)
 
+    async def read_context(self) -> None:
+        """Take up the conversation where it is when the load begins: one token of the question before, however long it takes.
+
+        The server has its context cached then. Raises what a generation does.
+        """
+        if self.script.before is None:
+            return
+        one_token = replace(self.script.before, max_tokens=1)
+        while True:
+            try:
+                async for _ in generate(self._generation(one_token)):
+                    pass
+            except ServerBusy as busy:
+                await asyncio.sleep(busy.retry_after)
+            else:
+                return
+
     async def close(self) -> None:
         """End the connection."""
         await self._connection.close()
@@ -132,7 +154,7 @@ class EmulatedDevice:
 
     async def _run_session(self, ask: Ask) -> float:
         """One session; returns the seconds that the server asked to wait."""
-        generation = self._device.generation(*self._request(ask))
+        generation = self._generation(ask)
         offered = OfferedSession(ask, generation.session.started, generation.session)
         self.offered.append(offered)
         pause = 0.0
@@ -146,7 +168,7 @@ class EmulatedDevice:
         offered.ended = self._device.clock()
         return pause
 
-    def _request(self, ask: Ask) -> tuple[Sequence[TokenId], GenerationSettings, int]:
+    def _generation(self, ask: Ask) -> Generation:
         header, record = self.models.header, ask.record
         sampling = SamplingParams(header.temperature, top_p=header.top_p, seed=header.seed + record.prompt)
         settings = GenerationSettings(
@@ -156,4 +178,4 @@ class EmulatedDevice:
             stop_strings=(),
             slo=ask.slo,
         )
-        return record.tokens[: record.num_prompt_tokens], settings, 0
+        return self._device.generation(record.tokens[: record.num_prompt_tokens], settings, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -65,10 +66,17 @@ class Workload:
     lengths: Sequence[TracedSession] = ()
     """Of a public trace: each session takes the recorded prompt of the nearest length, and as long an output as both
     have. Empty: recorded prompts in random order, whole outputs."""
+    questions: int = 1
+    """Prompts in a row that share a context: a device asks all of them before it turns to the next context."""
 
     def __post_init__(self) -> None:
         if not self.records:
             raise ConfigError("the trace holds no prompts to ask for")
+
+
+def conversations(records: Sequence[TraceRecord], questions: int) -> list[list[TraceRecord]]:
+    """The records of each context, by the numbers of their prompts."""
+    return [list(group) for _, group in groupby(records, lambda record: record.prompt // questions)]
 
 
 class DeviceScript:
@@ -80,16 +88,25 @@ class DeviceScript:
         self.traits = DeviceTraits(
             1.0 / fleet.draft_speed.draw(self._rng), 1.0 / fleet.prompt_speed, fleet.rtt.draw(self._rng)
         )
+        self._records = self._in_random_order()
+        self.before: Ask | None = None
+        """What was asked before the load began: conversations are under way then, each at a point of its own."""
+        for _ in range(int(self._rng.integers(workload.questions))):
+            self.before = self._ask(next(self._records))
 
     def asks(self) -> Iterator[Ask]:
         """No prompt comes a second time before each has come once."""
-        while True:
-            for index in self._rng.permutation(len(self._workload.records)).tolist():
-                yield self._ask(index)
+        return map(self._ask, self._records)
 
-    def _ask(self, index: int) -> Ask:
+    def _in_random_order(self) -> Iterator[TraceRecord]:
+        contexts = conversations(self._workload.records, self._workload.questions)
+        while True:
+            for number in self._rng.permutation(len(contexts)).tolist():
+                for index in self._rng.permutation(len(contexts[number])).tolist():
+                    yield contexts[number][index]
+
+    def _ask(self, record: TraceRecord) -> Ask:
         workload = self._workload
-        record = workload.records[index]
         num_wanted = len(record.chains)
         if workload.lengths:
             row = workload.lengths[int(self._rng.integers(len(workload.lengths)))]

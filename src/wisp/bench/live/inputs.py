@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from wisp.bench.live.settings import BenchSettings, Cell
+from wisp.bench.live.fleet import conversations
+from wisp.bench.live.settings import QUESTIONS, BenchSettings, Cell
 from wisp.calibration.measured import MeasuredBatchTime
 from wisp.calibration.shipped import load_profile
 from wisp.demo.pair import heldout_prompts
@@ -66,23 +67,28 @@ async def cell_inputs(settings: BenchSettings, cell: Cell, folder: Path) -> Cell
     if settings.engine == "timed":
         source = settings.trace or await _record(settings, None, folder / "trace.jsonl.gz")
         header, records = read_trace(source)
-        if cell.prompt_tokens is None:
+        if (cell.prompt_tokens, cell.context_tokens) == (None, None):
             return CellInputs(header, records, source)
         path = folder / _trace_name(cell)
-        stretched = stretch(records, cell.prompt_tokens)
-        _write(path, header, stretched)
-        return CellInputs(header, stretched, path)
-    if settings.trace is not None and cell.prompt_tokens is not None:
+        if cell.prompt_tokens is not None:
+            records = stretch(records, cell.prompt_tokens)
+        if cell.context_tokens is not None:
+            records = behind_contexts(records, cell.context_tokens)
+        _write(path, header, records)
+        return CellInputs(header, records, path)
+    if settings.trace is not None and (cell.prompt_tokens, cell.context_tokens) != (None, None):
         raise ConfigError(
             "a real target says nothing recorded to longer prompts: leave either the trace or the length out"
         )
-    path = settings.trace or await _record(settings, cell.prompt_tokens, folder / _trace_name(cell))
+    path = settings.trace or await _record(settings, cell, folder / _trace_name(cell))
     return CellInputs(*read_trace(path), path)
 
 
 def _trace_name(cell: Cell) -> str:
     """Cells that differ in their devices alone share it."""
-    return "trace.jsonl.gz" if cell.prompt_tokens is None else f"trace-{cell.prompt_tokens}.jsonl.gz"
+    lengths = {"prompts": cell.prompt_tokens, "contexts": cell.context_tokens}
+    made = [f"-{name}-{length}" for name, length in lengths.items() if length is not None]
+    return f"trace{''.join(made)}.jsonl.gz"
 
 
 def stretch(records: Sequence[TraceRecord], num_tokens: int) -> list[TraceRecord]:
@@ -95,6 +101,38 @@ def stretch(records: Sequence[TraceRecord], num_tokens: int) -> list[TraceRecord
         output = record.tokens[record.num_prompt_tokens :]
         stretched.append(replace(record, tokens=(*tokens, *output), num_prompt_tokens=len(tokens)))
     return stretched
+
+
+def behind_contexts(records: Sequence[TraceRecord], num_tokens: int) -> list[TraceRecord]:
+    """Prompts behind `num_tokens` of the other conversations' prompts; outputs and drafts stay."""
+    found = []
+    for own, others in _with_others(conversations(records, QUESTIONS)):
+        prompts = [record.tokens[: record.num_prompt_tokens] for record in others]
+        enough = _enough(prompts, num_tokens, len)
+        context = [token for prompt in reversed(enough) for token in prompt][-num_tokens:]
+        found += [
+            replace(one, tokens=(*context, *one.tokens), num_prompt_tokens=num_tokens + one.num_prompt_tokens)
+            for one in own
+        ]
+    return found
+
+
+def join_contexts(prompts: Sequence[NamedPrompt], num_tokens: int, tokenizer: Tokenizer) -> list[NamedPrompt]:
+    """Prompts behind contexts of about `num_tokens`: texts of the other conversations' prompts."""
+    groups = [prompts[first : first + QUESTIONS] for first in range(0, len(prompts), QUESTIONS)]
+    found = []
+    for own, others in _with_others(groups):
+        enough = _enough(others, num_tokens, lambda one: len(tokenizer.encode(one.text).ids))
+        context = "\n\n\n".join(one.text for one in reversed(enough))
+        found += [NamedPrompt(one.name, f"{context}\n\n\n{one.text}") for one in own]
+    return found
+
+
+def _with_others(groups: Sequence[Sequence[_T]]) -> Iterator[tuple[Sequence[_T], Sequence[_T]]]:
+    """Each group with the members of all others, those of the next group first; a single one with its own."""
+    for index, own in enumerate(groups):
+        others = [*groups[index + 1 :], *groups[:index]] or [own]
+        yield own, [one for group in others for one in group]
 
 
 def join(prompts: Sequence[NamedPrompt], num_tokens: int, tokenizer: Tokenizer) -> list[NamedPrompt]:
@@ -119,11 +157,14 @@ def _enough(items: Sequence[_T], num_tokens: int, length: object) -> list[_T]:
     return taken
 
 
-async def _record(settings: BenchSettings, num_tokens: int | None, path: Path) -> Path:
-    """Have `wisp trace` record what is not recorded yet."""
+async def _record(settings: BenchSettings, cell: Cell | None, path: Path) -> Path:
+    """Have `wisp trace` record what is not recorded yet; without a cell, prompts as they are."""
     prompts = _prompts(settings)[: settings.num_prompts]
-    if num_tokens is not None:
-        prompts = join(prompts, num_tokens, Tokenizer.from_file(str(settings.target / "tokenizer.json")))
+    tokenizer = Tokenizer.from_file(str(settings.target / "tokenizer.json"))
+    if cell is not None and cell.prompt_tokens is not None:
+        prompts = join(prompts, cell.prompt_tokens, tokenizer)
+    if cell is not None and cell.context_tokens is not None:
+        prompts = join_contexts(prompts, cell.context_tokens, tokenizer)
     listed = path.with_name(f"prompts-{path.name.partition('.')[0]}.jsonl")
     listed.write_text("".join(json.dumps({"name": one.name, "prompt": one.text}) + "\n" for one in prompts))
     await run_wisp(

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _GOODBYE = 0.2
 FULL_FLEET = 24
 """Devices from which on a point is no longer than it is set."""
 _CONNECTING_AT_ONCE = 16
+_READING_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ async def run_point(
 ) -> Measures:
     """Measure one point; `advance` is told the seconds since the load began. Raises ConnectionLost and others."""
     async with _connected(served, load, models) as devices:
+        await _read_contexts(devices)
         window, driver = await _drive(devices, load.timing, advance)
         offered = [one for device in devices for one in device.offered]
     batches = await asyncio.to_thread(read_batch_log, served.batch_log)
@@ -92,20 +95,31 @@ async def _connected(
         devices.append(EmulatedDevice(script, config, models))
     try:
         for first in range(0, len(devices), _CONNECTING_AT_ONCE):
-            await _connect(devices[first : first + _CONNECTING_AT_ONCE])
+            await _together([device.connect() for device in devices[first : first + _CONNECTING_AT_ONCE]])
         yield devices
     finally:
         await asyncio.gather(*(device.close() for device in devices), return_exceptions=True)
 
 
-async def _connect(devices: Sequence[EmulatedDevice]) -> None:
-    """Connect them at the same time; raises what the first one that fails raises."""
+async def _together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them at the same time; raises what the first one that fails raises."""
     try:
         async with asyncio.TaskGroup() as group:
-            for device in devices:
-                group.create_task(device.connect())
+            for call in calls:
+                group.create_task(call)
     except* Exception as errors:  # noqa: BLE001 - raised again
         raise errors.exceptions[0] from None
+
+
+async def _read_contexts(devices: Sequence[EmulatedDevice]) -> None:
+    """Have the server read the contexts of conversations that are under way, a few at a time: they are not the load."""
+    waiting = iter(devices)
+
+    async def read() -> None:
+        for device in waiting:
+            await device.read_context()
+
+    await _together([read() for _ in range(_READING_AT_ONCE)])
 
 
 async def _drive(

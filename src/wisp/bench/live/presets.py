@@ -45,9 +45,10 @@ class Engine:
     """The same for an engine."""
 
     slos: tuple[SLO, ...]
-    short: int | None
-    long: int
+    prompt: int | None
     """Tokens of a prompt; None: as recorded."""
+    context: int
+    """Tokens before it, where contexts are long."""
     slow: Spread
     fast: Spread
     """Draft speeds, tokens per second: slow ones can still keep up with the fastest class on a server that is idle."""
@@ -70,7 +71,7 @@ def _engine(name: str) -> Engine:
     if name == "timed":
         room = Roofline(GPUS["rtx-pro-6000"], SHAPES["qwen3-32b"]).kv_capacity_tokens
         slos = (SLO("fast", 8.0, 3.0), SLO("normal", 4.0, 5.0))
-        return Engine(slos, 256, 1024, Spread(10.0, 20.0), Spread(50.0, 100.0), BIG_GPU, room)
+        return Engine(slos, 256, 2048, Spread(10.0, 20.0), Spread(50.0, 100.0), BIG_GPU, room)
     raise ConfigError(f"the engine is real or timed, not {name!r}")
 
 
@@ -94,6 +95,7 @@ class BenchOptions:
     draft_speed: str | None = None
     rtt_ms: str | None = None
     prompt_tokens: int | None = None
+    context_tokens: int | None = None
     output_tokens: int | None = None
     think: float = 1.0
     devices: int | None = None
@@ -163,15 +165,15 @@ def _predicts(systems: Sequence[str]) -> bool:
 
 def _one_cell(options: BenchOptions, engine: Engine) -> Cell:
     speed = Spread(engine.slow.low, engine.fast.low) if options.draft_speed is None else spread(options.draft_speed)
-    return Cell("base", _fleet(options, speed), options.prompt_tokens or engine.short)
+    return Cell("base", _fleet(options, speed), options.prompt_tokens or engine.prompt, options.context_tokens)
 
 
 def _four_cells(options: BenchOptions, engine: Engine) -> tuple[Cell, ...]:
-    if options.draft_speed is not None or options.prompt_tokens is not None:
-        raise ConfigError("the four cells have their own prompt lengths and draft speeds: leave yours out")
+    if any(given is not None for given in (options.draft_speed, options.prompt_tokens, options.context_tokens)):
+        raise ConfigError("the four cells have their own lengths and draft speeds: leave yours out")
     return tuple(
-        Cell(f"{length} context, {speed} drafters", _fleet(options, speeds), num_tokens)
-        for length, num_tokens in (("short", engine.short), ("long", engine.long))
+        Cell(f"{length} context, {speed} drafters", _fleet(options, speeds), engine.prompt, num_tokens)
+        for length, num_tokens in (("short", None), ("long", engine.context))
         for speed, speeds in (("slow", engine.slow), ("fast", engine.fast))
     )
 

@@ -16,6 +16,8 @@ from wisp.types import SLO
 MAX_SESSIONS = 4096
 MAX_BATCH_REQUESTS = 256
 KV_GIB = 2.0
+EMULATED_CONTEXT = 1 << 15
+"""Of an emulated target, whatever the model's own is: longer than any history here."""
 IDLE_TIMEOUT = 5.0
 """Seconds after which a server forgets the sessions of devices that are gone: a point must not weigh on the next one."""
 
@@ -79,6 +81,7 @@ def _arguments(system: str, target: TargetUnderTest) -> list[str]:
     arguments += ["--default-slo", target.slos[0].name]
     if target.replay is not None:
         arguments += ["--replay", str(target.replay), "--batch-times", target.calibration]
+        arguments += ["--max-context", str(EMULATED_CONTEXT)]
         return arguments if target.kv_tokens is None else [*arguments, "--kv-tokens", str(target.kv_tokens)]
     arguments += ["--kv-gib", str(KV_GIB)]
     if row.drafts is Drafts.ON_SERVER:

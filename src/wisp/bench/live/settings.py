@@ -14,6 +14,8 @@ from wisp.policy.systems import SYSTEMS, Drafts
 from wisp.types import SLO
 
 ENGINES = ("real", "timed")
+QUESTIONS = 8
+"""Prompts that share a context, where there are contexts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,13 @@ class Cell:
     fleet: FleetModel
     prompt_tokens: int | None = None
     """Prompts are made this long; None: as they are."""
+    context_tokens: int | None = None
+    """Before each prompt, the same for `QUESTIONS` of them, which a device asks one after the other; None: nothing."""
+
+    @property
+    def questions(self) -> int:
+        """Prompts in a row that share their beginning."""
+        return 1 if self.context_tokens is None else QUESTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,10 @@ class BenchSettings:
             timed, "the timed engine needs batch times (--batch-times): a file of `wisp calibrate`, or a shipped name"
         )
         _require(not (self.real_drafts and self.engine == "timed"), "the timed engine replays: it takes no real drafts")
+        contexts = any(cell.context_tokens is not None for cell in self.cells)
+        _require(
+            self.workload is None or not contexts, "a workload's lengths choose prompts freely: leave contexts out"
+        )
         unguided = [name for name in self.systems if SYSTEMS[name].stop_rule == "predicted" and self.predictor is None]
         _require(not unguided, f"{', '.join(unguided)}: the stop rule needs a predictor (--predictor, of `wisp train`)")
 

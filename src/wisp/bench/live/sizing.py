@@ -21,7 +21,10 @@ def first_size(settings: BenchSettings, cell: Cell, records: Sequence[TraceRecor
     playing = num_output / speed
     share = playing / (playing + cell.fleet.think_time)
     cached = num_prompt + num_output // 2
-    read = batch_time(BatchShape.of_members([(num_prompt, 0)]))
+    context = cell.context_tokens or 0
+    read = batch_time(BatchShape.of_members([(num_prompt - context, context)]))
+    if context:
+        read += batch_time(BatchShape.of_members([(context, 0)])) / cell.questions
 
     def load(num_devices: int) -> float:
         """Share of the engine's time that they need."""
