@@ -30,7 +30,7 @@ from typing import Protocol
 from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.demand import SessionDemands
-from wisp.policy.prices import FleetMeter
+from wisp.policy.prices import FleetMeter, TypicalRound
 from wisp.policy.residency import RESERVE, KVResidency
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.waiting import Order, WaitingRequests
@@ -168,7 +168,7 @@ class SLOAwareScheduler:
         """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
         typical, predict = self._meter.typical, self.estimator.predict
         limit = typical.num_committed / self._demands.fastest if self._demands.fastest else inf
-        low, high = 1, self._filled(self._settings.fill).num_requests
+        low, high = 1, max(1, int(self._most(typical)))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if predict(typical.batch(middle)) <= limit else (low, middle - 1)
@@ -254,7 +254,7 @@ class SLOAwareScheduler:
         if not waiting:
             return inf
         filled = waiting.num_tokens >= self._fill_shape().num_new
-        if filled or waiting.late or settings.eager:
+        if filled or waiting.late or settings.eager or self._entering:
             return now
         oldest = next(iter(waiting.requests.values()))
         return min(oldest.arrival + settings.max_wait, waiting.by_deadline.first_key - self._horizon())
@@ -343,9 +343,12 @@ class SLOAwareScheduler:
 
     def _filled(self, level: float) -> BatchShape:
         """Of a batch of such rounds as there were lately, filled to a level, within the limits."""
-        typical, limits = self._meter.typical, self._limits
-        most = min(limits.max_batch_requests, limits.max_batch_tokens / typical.num_new)
-        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), most))))
+        typical = self._meter.typical
+        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), self._most(typical)))))
+
+    def _most(self, typical: TypicalRound) -> float:
+        """Such rounds that a batch may hold."""
+        return min(self._limits.max_batch_requests, self._limits.max_batch_tokens / typical.num_new)
 
     def _horizon(self) -> float:
         """Two filled batches: what cannot wait for so long is urgent."""
