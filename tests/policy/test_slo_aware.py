@@ -128,16 +128,26 @@ def test_an_underfilled_batch_waits_while_every_slack_allows() -> None:
     assert names(what.schedule(101.0))[:2] == ["b", "a"]
 
 
-def lazy() -> SLOAwareScheduler:
+def test_no_batch_waits_for_company_while_a_session_waits_for_the_cache() -> None:
+    """Whoever is in the cache is to be done soon."""
+    what = lazy(replace(LIMITS, kv_capacity_tokens=250))
+    what.cached("a", 99, 100.0)
+    what.add(request("a", draft=0, arrival=100.0))
+    assert isinstance(what.schedule(100.0), WaitUntil)
+    what.add(request("b", draft=0, arrival=100.0, num_history_tokens=200, num_cached_tokens=0))
+    assert names(what.schedule(100.0)) == ["a"]
+
+
+def lazy(limits: SchedulerLimits = LIMITS) -> SLOAwareScheduler:
     """A scheduler whose engine has computed large batches for a hundred seconds."""
-    what = scheduler(SLOAwareSettings(max_wait=3.0, max_age=inf), model=replace(MODEL, fixed_s=2.0))
+    what = scheduler(SLOAwareSettings(max_wait=3.0, max_age=inf), limits, replace(MODEL, fixed_s=2.0))
     now = 0.0
     while now < 100.0:
         for index in range(8):
             what.add(request(f"busy {index}", draft=3, arrival=now - 99.0))
         now = run(what, what.schedule(now), now)
     for index in range(8):
-        what.cancel(f"busy {index}")
+        what.release(f"busy {index}")
     return what
 
 
@@ -222,6 +232,18 @@ def test_admission_keeps_the_promises_made() -> None:
     assert isinstance(answers[-1], RetryAfter)
     assert "take all of its time" in answers[-1].reason
     assert scheduler().admit(SessionDemand("a", 1, 1, replace(fast, tokens_per_s=99.0)), 0.0) == Admitted()
+
+
+def test_admission_counts_on_batches_as_full_as_the_fastest_can_wait_for() -> None:
+    """However little batches are filled while there is time."""
+    slo = SLO("slow", 0.1, 10.0)
+
+    def num_admitted(fill: float) -> int:
+        what = scheduler(SLOAwareSettings(fill=fill))
+        demands = (SessionDemand(str(index), 1, 1, slo) for index in range(LIMITS.max_sessions))
+        return sum(what.admit(demand, 0.0) == Admitted() for demand in demands)
+
+    assert 1 < num_admitted(0.1) == num_admitted(0.9) < LIMITS.max_sessions
 
 
 def test_sessions_whose_devices_are_gone_hold_no_place() -> None:

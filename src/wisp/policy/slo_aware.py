@@ -6,7 +6,8 @@ level   share of a batch's time that its own rounds cause, the rest being what e
         needs, and at most `fill`
 
 When:   a batch is dispatched once its waiting positions reach the level, one request is urgent (it cannot wait for two
-        filled batches) or has waited `max_wait`, or one is late already.
+        filled batches) or has waited `max_wait`, one is late already, or sessions wait for room in the KV cache: whoever
+        is in it should be done soon.
 What:   1. the oldest request, if it has waited `max_age`: nobody starves
         2. urgent ones by deadline, as long as nobody in the batch misses because of it; one whose deadline cannot be
            kept even by a batch of its own goes to the best-effort lane
