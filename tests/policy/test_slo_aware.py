@@ -236,10 +236,10 @@ def test_admission_keeps_the_promises_made() -> None:
 
 def test_admission_counts_on_batches_as_full_as_the_fastest_can_wait_for() -> None:
     """However little batches are filled while there is time."""
-    slo = SLO("slow", 0.1, 10.0)
+    slo = SLO("slow", 0.5, 10.0)
 
     def num_admitted(fill: float) -> int:
-        what = scheduler(SLOAwareSettings(fill=fill))
+        what = scheduler(SLOAwareSettings(fill=fill), model=BatchTimeModel(fixed_s=1.0, per_token_s=0.05))
         demands = (SessionDemand(str(index), 1, 1, slo) for index in range(LIMITS.max_sessions))
         return sum(what.admit(demand, 0.0) == Admitted() for demand in demands)
 
