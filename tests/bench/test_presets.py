@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.bench.traces import records
+from wisp.bench.live.inputs import behind_contexts
+from wisp.bench.live.point import Timing
 from wisp.bench.live.presets import BenchOptions, minutes_of, settings_of
+from wisp.bench.live.settings import Cell
 from wisp.bench.live.sizing import first_size
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTimeModel
@@ -85,3 +88,18 @@ def test_slower_batches_begin_with_smaller_fleets() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 2 * sizes[2]
     assert sizes[-1] == 1
+
+
+def test_fleets_that_have_contexts_to_read_start_more_slowly() -> None:
+    """Over twice the time that reading takes, with the usual warm-up behind it."""
+    timing = Timing(3.0, 8.0, 10.0).with_reading(6.0)
+    assert (timing.warmup, timing.settling, timing.longest) == (15.0, 3.0, 33.0)
+
+
+def test_a_long_context_is_read_once_for_several_questions() -> None:
+    """So the first fleet is larger than where each question brings its own."""
+    settings = settings_of(BenchOptions("cells"))
+    fleet, slow = settings.cells[0].fleet, BatchTimeModel(0.005, 2e-4).predict
+    shared = Cell("shared", fleet, context_tokens=1024)
+    found = behind_contexts(records(24), 1024)
+    assert first_size(settings, shared, found, slow) > first_size(settings, Cell("own", fleet), found, slow)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from wisp.bench.live.devices import DriverModels, InlineExecutor
 from wisp.bench.live.fleet import Workload
 from wisp.bench.live.inputs import CellInputs, batch_time, batch_times_file, cell_inputs, trained_predictor
-from wisp.bench.live.point import Load, run_point
+from wisp.bench.live.point import Load, Timing, run_point
 from wisp.bench.live.results import Point, Results
 from wisp.bench.live.search import next_size
 from wisp.bench.live.servers import Served, TargetUnderTest, served
@@ -98,7 +98,7 @@ class Comparison:
             for one, size in todo:
                 if not self._in_time(run, size):
                     return
-                timing = self.settings.timing.of_fleet(size)
+                timing = self._timing(run, size)
                 load = Load(run.cell.fleet, workload, timing, seed, size)
                 at = self.progress.add_task(f"  {one.system}, {size} devices", total=timing.longest)
                 measures = await run_point(one, load, models, run.expected, self._advance(at))
@@ -108,10 +108,15 @@ class Comparison:
 
     def _in_time(self, run: _CellRun, num_devices: int) -> bool:
         """Whether one more point surely ends before the deadline."""
-        longest = self.settings.timing.of_fleet(num_devices).longest + _POINT_OVERHEAD
-        if run.cell.context_tokens is not None:
-            longest += num_devices * run.expected(BatchShape.of_members([(run.cell.context_tokens, 0)]))
-        return time.monotonic() + longest <= run.deadline
+        longest = self._timing(run, num_devices).longest
+        return time.monotonic() + longest + _POINT_OVERHEAD <= run.deadline
+
+    def _timing(self, run: _CellRun, num_devices: int) -> Timing:
+        """Of a point: where there are contexts, every device's first one is read before anything is judged."""
+        timing, context = self.settings.timing.of_fleet(num_devices), run.cell.context_tokens
+        if context is None:
+            return timing
+        return timing.with_reading(num_devices * run.expected(BatchShape.of_members([(context, 0)])))
 
     def _advance(self, task: TaskID) -> Callable[[float], None]:
         return lambda seconds: self.progress.update(task, completed=seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -123,23 +123,6 @@ class EmulatedDevice:
         clock = asyncio.get_running_loop().time
         trained = self.models.trained
         self._device = Device(self.config, self._connection, self.models.tokenizer, worker, trained, clock)
-
-    async def read_context(self) -> None:
-        """Take up the conversation where it is when the load begins: one token of the question before, however long it takes.
-
-        The server has its context cached then. Raises what a generation does.
-        """
-        if self.script.before is None:
-            return
-        one_token = replace(self.script.before, max_tokens=1)
-        while True:
-            try:
-                async for _ in generate(self._generation(one_token)):
-                    pass
-            except ServerBusy as busy:
-                await asyncio.sleep(busy.retry_after)
-            else:
-                return
 
     async def close(self) -> None:
         """End the connection."""

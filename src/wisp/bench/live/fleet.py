@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -88,17 +88,16 @@ class DeviceScript:
         self.traits = DeviceTraits(
             1.0 / fleet.draft_speed.draw(self._rng), 1.0 / fleet.prompt_speed, fleet.rtt.draw(self._rng)
         )
-        self._records = self._in_random_order()
-        self.before: Ask | None = None
-        """What was asked before the load began: conversations are under way then, each at a point of its own."""
-        for _ in range(int(self._rng.integers(workload.questions))):
-            self.before = self._ask(next(self._records))
 
     def asks(self) -> Iterator[Ask]:
-        """No prompt comes a second time before each has come once."""
-        return map(self._ask, self._records)
+        """No prompt comes a second time before each has come once.
 
-    def _in_random_order(self) -> Iterator[TraceRecord]:
+        Where prompts share contexts, the first conversation is a part of one: devices are at different points of theirs.
+        """
+        num_asked = int(self._rng.integers(self._workload.questions))
+        return map(self._ask, islice(self._records(), num_asked, None))
+
+    def _records(self) -> Iterator[TraceRecord]:
         contexts = conversations(self._workload.records, self._workload.questions)
         while True:
             for number in self._rng.permutation(len(contexts)).tolist():

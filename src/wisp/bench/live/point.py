@@ -26,7 +26,6 @@ _GOODBYE = 0.2
 FULL_FLEET = 24
 """Devices from which on a point is no longer than it is set."""
 _CONNECTING_AT_ONCE = 16
-_READING_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,13 @@ class Timing:
     """Of a point, in seconds."""
 
     warmup: float = 3.0
-    """Sessions offered before are not judged; the devices start one after the other in this time."""
+    """Sessions offered before are not judged; the devices start one after the other in this time, but for `settling`."""
     duration: float = 8.0
     """Sessions offered in this time after the warm-up are judged; small fleets are judged longer (`of_fleet`)."""
     drain: float = 10.0
     """How long load goes on for them to end at most; those that do not are missed."""
+    settling: float = 0.0
+    """Of the warm-up, after the last device has started."""
 
     def __post_init__(self) -> None:
         if self.duration <= 0.0 or min(self.warmup, self.drain) < 0.0:
@@ -47,6 +48,10 @@ class Timing:
     def of_fleet(self, num_devices: int) -> Timing:
         """The same for a fleet: one of fewer than `FULL_FLEET` devices offers too few sessions, up to twice as long helps."""
         return replace(self, duration=self.duration * min(max(FULL_FLEET / num_devices, 1.0), 2.0))
+
+    def with_reading(self, seconds: float) -> Timing:
+        """The same where engines first read contexts for so long: devices start as slowly as leaves half of it to the others."""
+        return replace(self, warmup=self.warmup + 2.0 * seconds, settling=self.warmup)
 
     @property
     def longest(self) -> float:
@@ -74,7 +79,6 @@ async def run_point(
 ) -> Measures:
     """Measure one point; `advance` is told the seconds since the load began. Raises ConnectionLost and others."""
     async with _connected(served, load, models) as devices:
-        await _read_contexts(devices)
         window, driver = await _drive(devices, load.timing, advance)
         offered = [one for device in devices for one in device.offered]
     batches = await asyncio.to_thread(read_batch_log, served.batch_log)
@@ -111,17 +115,6 @@ async def _together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise errors.exceptions[0] from None
 
 
-async def _read_contexts(devices: Sequence[EmulatedDevice]) -> None:
-    """Have the server read the contexts of conversations that are under way, a few at a time: they are not the load."""
-    waiting = iter(devices)
-
-    async def read() -> None:
-        for device in waiting:
-            await device.read_context()
-
-    await _together([read() for _ in range(_READING_AT_ONCE)])
-
-
 async def _drive(
     devices: Sequence[EmulatedDevice], timing: Timing, advance: Callable[[float], None]
 ) -> tuple[Window, DriverLoad]:
@@ -129,9 +122,8 @@ async def _drive(
     clock = asyncio.get_running_loop().time
     began = clock()
     window = Window(began + timing.warmup, began + timing.warmup + timing.duration)
-    running = [
-        asyncio.create_task(device.run(timing.warmup * index / len(devices))) for index, device in enumerate(devices)
-    ]
+    gap = (timing.warmup - timing.settling) / len(devices)
+    running = [asyncio.create_task(device.run(gap * index)) for index, device in enumerate(devices)]
     lags: list[float] = []
     cpu_at_start = cpu_at_end = 0.0
     try:

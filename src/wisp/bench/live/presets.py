@@ -36,7 +36,6 @@ class Preset:
     max_points: int
     minutes: float | None
     output_tokens: int = 48
-    num_seeds: int = 1
     four_cells: bool = False
 
 
@@ -59,7 +58,7 @@ class Engine:
 PRESETS: Mapping[str, Preset] = {
     "base": Preset(SIX_SYSTEMS, Timing(3.0, 8.0, 10.0), 8, None),
     "quick": Preset(QUICK_SYSTEMS, Timing(2.0, 5.0, 6.0), 4, 4.7, output_tokens=24),
-    "cells": Preset(SIX_SYSTEMS, Timing(3.0, 8.0, 10.0), 4, 58.0, output_tokens=32, num_seeds=2, four_cells=True),
+    "cells": Preset(SIX_SYSTEMS, Timing(5.0, 8.0, 10.0), 4, 58.0, output_tokens=32, four_cells=True),
 }
 
 
@@ -141,7 +140,7 @@ def settings_of(options: BenchOptions) -> BenchSettings:
         search=Search(options.devices, options.max_devices, options.resolution, options.points or preset.max_points),
         kv_tokens=options.kv_tokens or engine.kv_tokens,
         seed=options.seed,
-        num_seeds=options.seeds or preset.num_seeds,
+        num_seeds=options.seeds or 1,
         output_tokens=options.output_tokens or preset.output_tokens,
         prompts=options.prompts,
         trace=options.trace,
