@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from wisp.policy.controller import (
     ConfidenceThreshold,
+    DraftSoFar,
     EntropyRule,
     FixedLength,
     PredictedRejection,
@@ -20,7 +22,7 @@ from wisp.policy.controller import (
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
 from wisp.types import DraftStats, Prices
 
-CONTEXT = RoundContext(0.0, 0.0, 0.0, Prices())
+CONTEXT = RoundContext(0.0, 0.0, Prices())
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,28 @@ def stats(confidence: float, entropy: float = 1.0) -> DraftStats:
     return DraftStats(confidence, entropy, 1.0, 1.0, token_probability=0.25)
 
 
+def draft_of(rule: StopRule, stats: Sequence[DraftStats | None], context: RoundContext = CONTEXT) -> DraftSoFar:
+    """A draft of tokens with these statistics, under a rule."""
+    draft = DraftSoFar()
+    for position, one in enumerate(stats):
+        draft.add(one, rule.acceptance(one, position, context))
+    return draft
+
+
+def test_a_draft_multiplies_its_chances() -> None:
+    """Survival of each token; of those that are kept after a cut."""
+    draft = draft_of(PredictedRejection(ByConfidence(), 0.5, 4), [stats(0.5), stats(0.25), stats(1.0)])
+    assert draft.survival == [0.5, 0.125, 0.125]
+    draft.cut(2)
+    assert (len(draft.stats), draft.chances, draft.survival) == (2, [0.5, 0.25], [0.5, 0.125])
+
+
 def test_fixed_length_counts_tokens_only() -> None:
     """K tokens, whatever they look like."""
     rule = FixedLength(2)
-    assert [rule.keep_drafting([None] * n, CONTEXT) for n in range(4)] == [True, True, False, False]
-    assert rule.num_sent([None] * 2, CONTEXT) == 2
+    drafts = [draft_of(rule, [None] * n) for n in range(4)]
+    assert [rule.keep_drafting(draft, CONTEXT) for draft in drafts] == [True, True, False, False]
+    assert rule.num_sent(drafts[2], CONTEXT) == 2
 
 
 @pytest.mark.parametrize(
@@ -52,14 +71,14 @@ def test_thresholds_stop_at_the_first_doubt(confidences: list[float], expected: 
     """Below the threshold, or at the upper limit, drafting ends."""
     given_stats = [stats(value) for value in confidences]
     for rule in (ConfidenceThreshold(0.5, max_tokens=3), PredictedRejection(ByConfidence(), 0.5, max_tokens=3)):
-        assert rule.keep_drafting(given_stats, CONTEXT) is expected
+        assert rule.keep_drafting(draft_of(rule, given_stats), CONTEXT) is expected
 
 
 def test_thresholds_go_on_without_statistics() -> None:
     """A drafter without a model is limited by the length alone."""
     for rule in (ConfidenceThreshold(0.5, 3), PredictedRejection(ByConfidence(), 0.5, 3), EntropyRule(3)):
-        assert rule.keep_drafting([None], CONTEXT)
-        assert not rule.keep_drafting([None] * 3, CONTEXT)
+        assert rule.keep_drafting(draft_of(rule, [None]), CONTEXT)
+        assert not rule.keep_drafting(draft_of(rule, [None] * 3), CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -82,15 +101,15 @@ def test_acceptance_is_estimated_from_the_statistics(rule: StopRule, expected: f
 def test_the_suspicious_token_is_withheld_by_default(include: bool, sent: int) -> None:
     """What stopped the draft is not worth its verification, unless one says so."""
     rule = PredictedRejection(ByConfidence(), 0.5, 4, include_suspicious=include)
-    assert rule.num_sent([stats(0.9), stats(0.1)], CONTEXT) == sent
-    assert rule.num_sent([stats(0.9), stats(0.9)], CONTEXT) == 2
-    assert rule.num_sent([], CONTEXT) == 0
+    assert rule.num_sent(draft_of(rule, [stats(0.9), stats(0.1)]), CONTEXT) == sent
+    assert rule.num_sent(draft_of(rule, [stats(0.9), stats(0.9)]), CONTEXT) == 2
+    assert rule.num_sent(DraftSoFar(), CONTEXT) == 0
 
 
 def test_the_entropy_rule_is_stricter_where_less_is_accepted() -> None:
     """Its threshold moves towards the acceptance it aims at."""
     rule = EntropyRule(8, threshold=0.5, weight=0.2, target_acceptance=0.8, gain=0.5)
-    doubtful = [stats(0.5, entropy=1.0)]  # bounded at 0.55
+    doubtful = draft_of(rule, [stats(0.5, entropy=1.0)])  # bounded at 0.55
     assert rule.keep_drafting(doubtful, replace(CONTEXT, acceptance=0.8))
     assert not rule.keep_drafting(doubtful, replace(CONTEXT, acceptance=0.6))
 
@@ -106,8 +125,8 @@ def test_the_entropy_bound_is_a_probability_that_falls_with_entropy(a: float, b:
 def test_a_higher_threshold_never_drafts_longer(values: list[float], a: float, b: float) -> None:
     """Neither in tokens drafted nor in tokens sent."""
     low, high = sorted((a, b))
-    given_stats = [stats(value) for value in values]
     rules = [PredictedRejection(ByConfidence(), threshold, 12) for threshold in (low, high)]
-    lenient, strict = (rule.keep_drafting(given_stats, CONTEXT) for rule in rules)
+    draft = draft_of(rules[0], [stats(value) for value in values])
+    lenient, strict = (rule.keep_drafting(draft, CONTEXT) for rule in rules)
     assert lenient >= strict
-    assert rules[0].num_sent(given_stats, CONTEXT) >= rules[1].num_sent(given_stats, CONTEXT)
+    assert rules[0].num_sent(draft, CONTEXT) >= rules[1].num_sent(draft, CONTEXT)

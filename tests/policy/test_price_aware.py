@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.policy.test_controller import ByConfidence, stats
+from tests.policy.test_controller import ByConfidence, draft_of, stats
 from wisp.policy.controller import RoundContext
 from wisp.policy.price_aware import PriceAware
 from wisp.types import Prices
@@ -29,7 +29,7 @@ RULE = PriceAware(8, ByConfidence())
 
 
 def drafted(context: RoundContext, *confidences: float, rule: PriceAware = RULE) -> bool:
-    return rule.keep_drafting([stats(value) for value in confidences], context)
+    return rule.keep_drafting(draft_of(rule, [stats(value) for value in confidences], context), context)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_first_token_pays_for_catching_up() -> None:
 
 def test_what_is_not_worth_its_price_is_not_sent() -> None:
     """Its time is spent, its verification is not."""
-    draft = [stats(0.9), stats(0.5), stats(0.5)]
+    draft = draft_of(RULE, [stats(0.9), stats(0.5), stats(0.5)], CONTEXT)
     assert RULE.num_sent(draft, CONTEXT) == 3
     assert RULE.num_sent(draft, replace(CONTEXT, prices=Prices(per_position=0.3))) == 2
     assert RULE.num_sent(draft, replace(CONTEXT, prices=Prices(per_position=1.0))) == 0
@@ -120,7 +120,7 @@ def test_without_a_predictor_or_statistics() -> None:
     rule = PriceAware(8)
     assert rule.acceptance(stats(0.3), 0, CONTEXT) == pytest.approx(0.3)
     assert rule.acceptance(None, 0, CONTEXT) == 0.8
-    assert rule.keep_drafting([None], CONTEXT)
+    assert rule.keep_drafting(draft_of(rule, [None], CONTEXT), CONTEXT)
     assert drafted(CONTEXT, 0.8, rule=rule)
     assert not drafted(CONTEXT, 0.5, rule=rule)
 
@@ -156,7 +156,7 @@ def test_nothing_is_drafted_or_sent_below_its_price(context: RoundContext, confi
     """The forecast survival of what is drafted, and the survival of what is sent, exceed the price of a position."""
     survival = math.prod(confidences)
     forecast = survival * min(1.0, max(0.0, context.acceptance + 0.5 * (confidences[-1] - context.acceptance)))
-    draft = [stats(value) for value in confidences]
+    draft = draft_of(RULE, [stats(value) for value in confidences], context)
     if drafted(context, *confidences):
         assert forecast > context.prices.per_position - 1e-5
     sent = RULE.num_sent(draft, context)
@@ -169,8 +169,9 @@ def test_dearer_positions_never_mean_that_more_is_sent(
 ) -> None:
     """In price per position."""
     raised = Prices(context.prices.per_position + dearer, context.prices.per_round)
-    draft = [stats(value) for value in confidences]
-    assert RULE.num_sent(draft, replace(context, prices=raised)) <= RULE.num_sent(draft, context) <= len(draft)
+    draft = draft_of(RULE, [stats(value) for value in confidences], context)
+    sent = RULE.num_sent(draft, context)
+    assert RULE.num_sent(draft, replace(context, prices=raised)) <= sent <= len(confidences)
 
 
 @given(contexts, drafts, times)

@@ -13,6 +13,7 @@ from itertools import product
 
 import pytest
 
+from tests.policy.test_controller import draft_of
 from wisp.policy.controller import FixedLength, RoundContext, StopRule
 from wisp.policy.measurements import Measurements
 from wisp.policy.price_aware import PriceAware
@@ -81,7 +82,7 @@ def chosen_length(cell: Cell) -> int:
         plain_token_time=cell.plain_token_time,
     )
     rule, num_drafted = PriceAware(MAX_TOKENS), 0
-    while rule.keep_drafting([None] * num_drafted, context):
+    while rule.keep_drafting(draft_of(rule, [None] * num_drafted, context), context):
         num_drafted += 1
     return num_drafted
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wisp.metrics import summarise_drafting
-from wisp.policy.controller import FixedLength, RoundContext
+from wisp.policy.controller import DraftSoFar, FixedLength, PredictedRejection, RoundContext
 from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import (
@@ -254,6 +253,28 @@ def test_rounds_are_recorded_for_the_accounting() -> None:
     assert summary.wasted_time == pytest.approx(0.2)
 
 
+def test_every_drafted_token_is_predicted_once() -> None:
+    """However often the draft is asked about: predictors take time on small devices."""
+    asked: list[int] = []
+
+    class Predictor:
+        persistence = 0.5
+
+        def __call__(self, stats: DraftStats, position: int, acceptance: float) -> float:
+            asked.append(position)
+            return 0.9
+
+    given = session(num_draft=3)
+    given.stop_rule = PredictedRejection(Predictor(), 0.5, 3)
+    plain_round(given, 4)
+    given.begin_round(0.0)
+    while given.wants_draft_token:
+        given.on_draft_token(DraftedToken(5, DraftStats(0.5, 1.0, 1.0, 1.0, 0.5)), 0.1)
+    assert isinstance(given.request(0.1), DraftRequest)
+    given.on_verdict(Verdict(given.round, 3, 1, 8), 1.0)
+    assert asked == [0, 1, 2]
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=20))
 def test_the_history_only_ever_grows_by_what_verdicts_commit(rounds: list[tuple[int, int, bool]]) -> None:
     """Whatever the order of verdicts, replays and re-openings, committed tokens are never lost or changed."""
@@ -281,12 +302,12 @@ class StopAfterOne(FixedLength):
 
     __slots__ = ()
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
         seen.append(context)
-        return len(stats) < 2
+        return len(draft.stats) < 2
 
-    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
-        return len(stats) - 1
+    def num_sent(self, draft: DraftSoFar, context: RoundContext) -> int:
+        return len(draft.stats) - 1
 
 
 def withholding(sampling: SamplingParams) -> Session:

@@ -14,8 +14,7 @@ price_aware.py holds the rule that weighs a token's chances against its costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import Protocol
 
@@ -59,6 +58,28 @@ class RoundContext:
     """From the round's start to the playback deadline of the next token."""
 
 
+@dataclass(slots=True)
+class DraftSoFar:
+    """What is known of the tokens that a draft holds, one entry for each; every estimate is made once."""
+
+    stats: list[DraftStats | None] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    """The stop rule's estimates that a token is accepted, if all before it are."""
+    survival: list[float] = field(default_factory=list)
+    """Estimates that a token and all before it are accepted."""
+
+    def add(self, stats: DraftStats | None, chance: float) -> None:
+        """Take one more token."""
+        survival = self.survival
+        self.stats.append(stats)
+        self.chances.append(chance)
+        survival.append(survival[-1] * chance if survival else chance)
+
+    def cut(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens`."""
+        del self.stats[num_tokens:], self.chances[num_tokens:], self.survival[num_tokens:]
+
+
 class StopRule(Protocol):
     """Decides, token by token, whether a draft goes on."""
 
@@ -66,13 +87,13 @@ class StopRule(Protocol):
         """Estimated probability that the drafted token at `position` of a draft is accepted, if all before it are."""
         ...
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        """Whether to draft one more token after those with `stats`."""
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        """Whether to draft one more token."""
         ...
 
-    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
+    def num_sent(self, draft: DraftSoFar, context: RoundContext) -> int:
         """How many of the drafted tokens to have verified, once drafting has stopped."""
-        return len(stats)
+        return len(draft.stats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +105,8 @@ class FixedLength(StopRule):
     def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         return UNINFORMED_ACCEPTANCE if stats is None else stats.token_probability
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        return len(stats) < self.num_tokens
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        return len(draft.stats) < self.num_tokens
 
 
 CONFIDENCE_THRESHOLD = 0.5
@@ -106,10 +127,10 @@ class ConfidenceThreshold(StopRule):
     def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         return UNINFORMED_ACCEPTANCE if stats is None else stats.confidence
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        if len(stats) >= self.max_tokens:
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        if len(draft.stats) >= self.max_tokens:
             return False
-        last = stats[-1] if stats else None
+        last = draft.stats[-1] if draft.stats else None
         return last is None or last.confidence >= self.threshold
 
 
@@ -126,18 +147,18 @@ class _StopWhenSuspicious(StopRule, Protocol):
 
     def threshold_in(self, context: RoundContext) -> float: ...
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        return len(stats) < self.max_tokens and not self._suspicious(stats, context)
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        return len(draft.stats) < self.max_tokens and not self._suspicious(draft, context)
 
-    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
-        withheld = not self.include_suspicious and self._suspicious(stats, context)
-        return len(stats) - withheld
+    def num_sent(self, draft: DraftSoFar, context: RoundContext) -> int:
+        withheld = not self.include_suspicious and self._suspicious(draft, context)
+        return len(draft.stats) - withheld
 
-    def _suspicious(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+    def _suspicious(self, draft: DraftSoFar, context: RoundContext) -> bool:
         """Whether the last token is; without statistics nothing is known against it."""
-        if not stats or stats[-1] is None:
+        if not draft.stats or draft.stats[-1] is None:
             return False
-        return self.acceptance(stats[-1], len(stats) - 1, context) < self.threshold_in(context)
+        return draft.chances[-1] < self.threshold_in(context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Measurements:
         following._curvature = known * self._curvature
         return following
 
-    def token_drafted(self, elapsed: float, *, first: bool) -> None:
+    def token_drafted(self, elapsed: float, first: bool) -> None:
         """Take the time of a drafted token; `first`: of its round."""
         context = self.context
         mean = context.token_time

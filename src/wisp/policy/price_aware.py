@@ -30,13 +30,10 @@ log-odds by which they were too low lately (RoundContext.bias), so that uncalibr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from math import exp, inf, log, prod
-from operator import mul
+from math import exp, inf, log
 
-from wisp.policy.controller import RoundContext, StopRule
+from wisp.policy.controller import DraftSoFar, RoundContext, StopRule
 from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
@@ -65,23 +62,24 @@ class PriceAware(StopRule):
         predicted = stats.confidence if self.predictor is None else self.predictor(stats, position, context.acceptance)
         return _shifted(predicted, context.bias)
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        if len(stats) >= self.max_tokens:
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        num_drafted = len(draft.chances)
+        if num_drafted >= self.max_tokens:
             return False
-        if not stats:
+        if not num_drafted:
             return self._begins(context)
         if not _round_time(context):
             return False  # one token is enough to find out
-        if self._late(len(stats), context) and not self._affordable(len(stats), context):
+        if self._late(num_drafted, context) and not self._affordable(num_drafted, context):
             return False
-        chances = self._chances(stats, context)
-        survival = prod(chances) * self._next(chances[-1], context)
-        rate = max(0.0, _plain(context), self._drafted(context.acceptance, context))
-        return survival > rate * context.token_time + context.prices.per_position
+        survival = draft.survival[-1] * self._next(draft.chances[-1], context)
+        plain, drafted = _plain(context), self._drafted(context.acceptance, context)
+        rate = plain if plain > drafted else drafted
+        return survival > (rate if rate > 0.0 else 0.0) * context.token_time + context.prices.per_position
 
-    def num_sent(self, stats: Sequence[DraftStats | None], context: RoundContext) -> int:
-        survival = accumulate(self._chances(stats, context), mul)
-        return sum([value > context.prices.per_position for value in survival])
+    def num_sent(self, draft: DraftSoFar, context: RoundContext) -> int:
+        price = context.prices.per_position
+        return sum([survival > price for survival in draft.survival])
 
     def _begins(self, context: RoundContext) -> bool:
         """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
@@ -112,15 +110,17 @@ class PriceAware(StopRule):
         late = self._late(num_drafted, context)
         if not late and not context.slo_speed:
             return True
+        acceptance, token_time, price = context.acceptance, context.token_time, context.prices.per_position
         power, committed, fastest = 1.0, 1.0, 0.0
         elapsed = _first_token_time(context) + context.rtt + _ROUND_BATCHES * context.batch_time
         for _ in range(self.max_tokens):
-            power *= context.acceptance
-            if power <= context.prices.per_position:
+            power *= acceptance
+            if power <= price:
                 break
             committed += power
-            fastest = max(fastest, committed / elapsed)
-            elapsed += context.token_time
+            speed = committed / elapsed
+            fastest = speed if speed > fastest else fastest
+            elapsed += token_time
         return fastest > context.slo_speed and not (late and fastest * context.batch_time < 1.0)
 
     def _probes(self, context: RoundContext) -> bool:
@@ -133,27 +133,26 @@ class PriceAware(StopRule):
         """The worth of the best draft; it rises with the length up to there, and falls from there on."""
         if not _round_time(context):
             return inf
-        prices, power, committed, best = context.prices, 1.0, 1.0, -inf
-        price = prices.per_round + prices.per_position
+        per_position, token_time = context.prices.per_position, context.token_time
+        power, committed, best = 1.0, 1.0, -inf
+        price = context.prices.per_round + per_position
         elapsed = _first_token_time(context) + _round_time(context)
         for _ in range(self.max_tokens):
             power *= acceptance
             committed += power
-            price += prices.per_position
+            price += per_position
             worth = _worth(committed, price, elapsed)
             if worth <= best:
                 break
             best = worth
-            elapsed += context.token_time
+            elapsed += token_time
         return best
-
-    def _chances(self, stats: Sequence[DraftStats | None], context: RoundContext) -> list[float]:
-        return [self.acceptance(one, position, context) for position, one in enumerate(stats)]
 
     def _next(self, last: float, context: RoundContext) -> float:
         """Forecast acceptance of the token after one with acceptance `last`."""
         persistence = _PERSISTENCE if self.predictor is None else self.predictor.persistence
-        return min(1.0, max(0.0, context.acceptance + persistence * (last - context.acceptance)))
+        forecast = context.acceptance + persistence * (last - context.acceptance)
+        return 1.0 if forecast > 1.0 else forecast if forecast > 0.0 else 0.0
 
 
 def _worth(committed: float, price: float, elapsed: float) -> float:

@@ -14,11 +14,9 @@ comes from plain decoding, since the target has to read the prompt anyway and a 
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field, replace
-from itertools import accumulate
 from math import inf
-from operator import mul
 
-from wisp.policy.controller import StopRule
+from wisp.policy.controller import DraftSoFar, StopRule
 from wisp.policy.measurements import Measurements
 from wisp.types import (
     SLO,
@@ -26,7 +24,6 @@ from wisp.types import (
     DecodeRequest,
     DraftedToken,
     DraftRequest,
-    DraftStats,
     FinishReason,
     GenerationRequest,
     Prices,
@@ -93,10 +90,13 @@ class Session:
     token_times: list[float] = field(default_factory=list, init=False)
     """Arrival of every output token, by the caller's clock."""
     measured: Measurements = field(init=False)
+    _stop_token_ids: frozenset[TokenId] = field(init=False)
     _longest: int = field(init=False)
     """Tokens that the history may grow to."""
-    _stats: list[DraftStats | None] = field(default_factory=list, init=False)
+    _known: DraftSoFar = field(default_factory=DraftSoFar, init=False)
     """Of the draft's tokens."""
+    _wants: bool | None = field(default=None, init=False)
+    """What the stop rule answered last; None: it has to be asked."""
     _longest_draft: int = field(default=0, init=False)
     """Tokens that may be drafted in this round, whatever the stop rule says."""
     _round_started: float = field(default=0.0, init=False)
@@ -113,12 +113,11 @@ class Session:
     """Whether this round is for the first token."""
     _cached: bool = field(default=False, init=False)
     """Whether the server has read the history: the first round of an epoch waits for that."""
-    _estimates: list[float] = field(default_factory=list, init=False)
-    """The stop rule's, of the tokens that were sent."""
 
     def __post_init__(self, earlier: Measurements | None) -> None:
         self.tokens = list(self.generation.tokens)
         generation, settings = self.generation, self.settings
+        self._stop_token_ids = generation.stop.stop_token_ids
         self._longest = min(generation.num_prompt_tokens + generation.stop.max_tokens, settings.context_length)
         new = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
         self.measured = new if earlier is None else earlier.of_next_session()
@@ -154,18 +153,22 @@ class Session:
         """Whether to draft one more token in this round."""
         if len(self.draft) >= self._longest_draft:
             return False
-        return self.stop_rule.keep_drafting(self._stats, self.measured.context)
+        if self._wants is None:
+            self._wants = self.stop_rule.keep_drafting(self._known, self.measured.context)
+        return self._wants
 
     def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
         """Take one drafted token; nothing useful can follow one that would end the generation."""
-        draft = self.draft
-        self.measured.token_drafted(now - self._last_draft_at, first=not draft)
+        draft, stats, measured = self.draft, drafted.stats, self.measured
+        num_before = len(draft)
+        measured.token_drafted(now - self._last_draft_at, num_before == 0)
+        self._known.add(stats, self.stop_rule.acceptance(stats, num_before, measured.context))
+        draft.append(drafted)
         self._last_draft_at = now
         self._num_drafted += 1
-        draft.append(drafted)
-        self._stats.append(drafted.stats)
-        if drafted.token in self.generation.stop.stop_token_ids:
-            self._longest_draft = len(draft)
+        self._wants = None
+        if drafted.token in self._stop_token_ids:
+            self._longest_draft = num_before + 1
 
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
         """Close the draft and turn it into what the server is asked for.
@@ -184,7 +187,7 @@ class Session:
             self.round,
             len(self.tokens),
             tuple(self.draft),
-            self._survival(),
+            tuple(self._known.survival),
             draft_speed,
             context.rtt,
             self.time_left(now),
@@ -197,7 +200,7 @@ class Session:
         committed = committed_tokens(self.draft, verdict)
         num_committed = len(committed)
         self.tokens += committed
-        self.token_times += [now] * num_committed
+        self.token_times += (now,) * num_committed
         self.finish_reason = verdict.finish_reason
         self._learn(verdict, num_committed, now)
         self._answered = True
@@ -226,9 +229,10 @@ class Session:
         return playback + len(self.token_times) / self.slo.tokens_per_s - now
 
     def _drop_draft(self) -> None:
+        self._wants = None
         if self.draft:
             self.draft.clear()
-            self._stats.clear()
+            self._known.cut(0)
 
     def _withhold(self) -> None:
         """Drop what the stop rule does not want verified.
@@ -237,9 +241,10 @@ class Session:
         """
         if not self.draft:
             return
-        num_sent = self.stop_rule.num_sent(self._stats, self.measured.context)
+        num_sent = self.stop_rule.num_sent(self._known, self.measured.context)
         if num_sent < len(self.draft) and not self.generation.sampling.by_rejection:
-            del self.draft[num_sent:], self._stats[num_sent:]
+            del self.draft[num_sent:]
+            self._known.cut(num_sent)
 
     def _num_decoded(self, soon: bool) -> int:
         """Tokens to ask for when nothing is sent; `soon`: a draft would be made if it could."""
@@ -259,13 +264,8 @@ class Session:
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:
             rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None
-            measured.draft_judged(verdict.num_accepted, self._estimates[: verdict.num_accepted + rejected])
+            measured.draft_judged(verdict.num_accepted, self._known.chances[: verdict.num_accepted + rejected])
             if self._cached:
                 measured.round_ended(elapsed)
         elif verdict.final and self._round_tokens and self._cached:
             measured.plain_round(elapsed / self._round_tokens)
-
-    def _survival(self) -> tuple[float, ...]:
-        rule, context = self.stop_rule, self.measured.context
-        self._estimates = [rule.acceptance(stats, position, context) for position, stats in enumerate(self._stats)]
-        return tuple(accumulate(self._estimates, mul))

@@ -10,11 +10,10 @@ It is clairvoyant, not optimal: what it knows it uses by WISP+'s own rules, roun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
-from wisp.policy.controller import RoundContext
+from wisp.policy.controller import DraftSoFar, RoundContext
 from wisp.policy.price_aware import PriceAware
 from wisp.policy.session import Session
 from wisp.policy.slo_aware import BatchTimeEstimator, SLOAwareScheduler
@@ -32,12 +31,12 @@ class Foresight(PriceAware):
     def acceptance(self, stats: DraftStats | None, position: int, context: RoundContext) -> float:
         return 1.0
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
-        return super().keep_drafting(stats, _certain(context)) if stats else self.max_tokens > 0
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
+        return super().keep_drafting(draft, _certain(context)) if draft.stats else self.max_tokens > 0
 
     def pays(self, context: RoundContext) -> bool:
         """Whether such a draft is worth more than plain decoding."""
-        return super().keep_drafting((), _certain(context))
+        return super().keep_drafting(DraftSoFar(), _certain(context))
 
 
 def _certain(context: RoundContext) -> RoundContext:
@@ -60,7 +59,9 @@ class OracleDevice(Device):
         session.stop_rule, session.settings = rules.stop_rule, rules.settings
         if self._ready <= now:
             told = Foresight(self._num_right(session, 0, rules.settings.max_draft_tokens))
-            pays_on_average = rules.stop_rule.keep_drafting((), replace(context, acceptance=self._share_right))
+            pays_on_average = rules.stop_rule.keep_drafting(
+                DraftSoFar(), replace(context, acceptance=self._share_right)
+            )
             session.stop_rule = told if pays_on_average or told.pays(context) else Foresight(0)
             if pays_on_average:
                 session.settings = replace(rules.settings, decode_tokens=self._num_wrong(session))
