@@ -65,6 +65,12 @@ def bench(
     keep_logs: Annotated[
         bool, typer.Option("--keep-logs", help="Keep the servers' logs of batches there, too.")
     ] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate the same, and show both side by side.")
+    ] = False,
+    server_log: Annotated[
+        Path | None, typer.Option(help="Of --keep-logs: simulated servers take time beside their batches as it says.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Compare systems on a live server with emulated devices: capacity, goodput, latency, waste, cost."""
@@ -102,4 +108,7 @@ def bench(
         seeds=seeds,
         minutes=minutes,
     )
-    raise typer.Exit(run_bench(options, out, json_output=json_output, keep_logs=keep_logs))
+    status = run_bench(
+        options, out, json_output=json_output, keep_logs=keep_logs, simulated=simulate, server_log=server_log
+    )
+    raise typer.Exit(status)

@@ -21,9 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import wisp
 from wisp.bench.live.compare import Comparison
 from wisp.bench.live.html import html_report
+from wisp.bench.live.inputs import batch_times_file, cell_inputs
 from wisp.bench.live.presets import BenchOptions, minutes_of, settings_of
 from wisp.bench.live.results import Results
 from wisp.bench.live.settings import BenchSettings
+from wisp.bench.live.simulated import SideBySide, check_simulable, print_side_by_side, scenario_of, side_by_side
 from wisp.bench.live.summary import CellSummary, summarise
 from wisp.bench.live.table import label, print_table
 from wisp.errors import ConfigError
@@ -31,13 +33,26 @@ from wisp.errors import ConfigError
 POINTS, REPORT, SUMMARY = "points.jsonl", "report.html", "summary.json"
 
 
-def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool, keep_logs: bool = False) -> int:
+def run_bench(
+    options: BenchOptions,
+    out: Path | None,
+    *,
+    json_output: bool,
+    keep_logs: bool = False,
+    simulated: bool = False,
+    server_log: Path | None = None,
+) -> int:
     """Measure what `out` lacks, and report; returns the exit status: 1 where time ran out before each system had a point.
 
-    Without `out` nothing is kept; with `keep_logs` the servers' logs of batches are, too. Raises errors of the tree.
+    Without `out` nothing is kept; with `keep_logs` the servers' logs of batches are, too. `simulated`: the same is
+    simulated afterwards, on servers that take time beside their batches as `server_log` says. Raises errors of the tree.
     """
     logging.getLogger("wisp").setLevel(logging.ERROR)
     settings, minutes = settings_of(options), minutes_of(options)
+    if simulated:
+        check_simulable(settings)
+    elif server_log is not None:
+        raise ConfigError("a server's log is for the simulation: give --simulate with --server-log")
     deadline = time.monotonic() + 60.0 * minutes if minutes is not None else float("inf")
     with ExitStack() as stack:
         folder = (
@@ -54,6 +69,11 @@ def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool, kee
         if missing := [cell.name for cell in settings.cells if cell.name not in {one.cell.name for one in cells}]:
             console.print(f"[yellow]Time ran out[/] before every system had a point: {', '.join(missing)}. {_GO_ON}")
         summary = _summary(settings, cells, machine)
+        if simulated:
+            compared = asyncio.run(_simulated(settings, cells, folder, server_log, console))
+            for cell, systems in zip(cells, compared, strict=True):
+                print_side_by_side(cell, systems, console if json_output else Console())
+                summary["cells"][cell.cell.name]["simulated"] = {one.system: one.as_json() for one in systems}
         if out is not None:
             (folder / REPORT).write_text(html_report(settings, cells, machine), encoding="utf-8")
             (folder / SUMMARY).write_text(json.dumps(summary) + "\n", encoding="utf-8")
@@ -65,6 +85,21 @@ def run_bench(options: BenchOptions, out: Path | None, *, json_output: bool, kee
 
 _GO_ON = "The same command with the same --out goes on; --minutes gives it more time."
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+async def _simulated(
+    settings: BenchSettings, cells: Sequence[CellSummary], folder: Path, server_log: Path | None, console: Console
+) -> list[list[SideBySide]]:
+    """Each cell's systems, measured and simulated."""
+    found = []
+    with Progress(*_COLUMNS, console=console) as progress:
+        task = progress.add_task("simulating", total=len(cells) * len(settings.systems))
+        calibration = await batch_times_file(settings, folder)
+        for cell in cells:
+            inputs = await cell_inputs(settings, cell.cell, folder)
+            scenario = scenario_of(settings, cell.cell, inputs, calibration, server_log)
+            found.append(side_by_side(settings, cell, scenario, lambda: progress.advance(task)))
+    return found
 
 
 def _folder(path: Path) -> Path:

@@ -59,6 +59,8 @@ def _section(settings: BenchSettings, cell: CellSummary, colours: Mapping[str, s
     drafts = f"{fleet.draft_speed.low:g} to {fleet.draft_speed.high:g} tokens/s"
     rtt = f"{fleet.rtt.low * 1e3:g} to {fleet.rtt.high * 1e3:g} ms"
     prompts = "as recorded" if cell.cell.prompt_tokens is None else f"about {cell.cell.prompt_tokens} tokens"
+    if cell.cell.context_tokens is not None:
+        prompts += f", {cell.cell.questions} of them behind each context of about {cell.cell.context_tokens}"
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in cell.notes)
     return (
         f"<h2>{escape(cell.cell.name)}</h2>"
