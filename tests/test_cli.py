@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from wisp import __version__, cli
@@ -57,3 +60,19 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, caps
     errors = capsys.readouterr().err
     assert "needs the package 'uvicorn'" in errors
     assert "'.[edge]'" in errors
+
+
+def test_a_command_line_changes_a_scenario(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What it gives, though it be the option's default, and nothing else; the last line is the result."""
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        "[run]\nsystem = 'fixed'\nwarmup = 0\nduration = 2\n[devices]\ndevices = 5\n[sessions]\noutput-tokens = 4"
+    )
+    found = []
+    for changes in ((), ("--devices", "100")):
+        assert run(monkeypatch, "simulate", str(path), "--json", *changes) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [list(one["systems"]) for one in found] == [["fixed"]] * 2
+    assert [one["devices"] for one in found] == [5, 100]

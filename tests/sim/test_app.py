@@ -13,9 +13,10 @@ import pytest
 
 from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS
-from wisp.sim.app import run_simulation
+from wisp.sim.app import COMPARED, run_simulation
 from wisp.sim.machine import MachineOptions, machine_of
 from wisp.sim.options import SimulationOptions, scenario_of
+from wisp.sim.simulator import simulate
 
 QUICK = SimulationOptions(
     machine=MachineOptions(model="qwen3-8b"),
@@ -68,14 +69,19 @@ def test_a_loss_that_cannot_be_is_refused(text: str) -> None:
 
 
 def test_capacity_is_searched_over_paired_seeds(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table with ratios, or JSON with every seed's figure."""
-    slow = replace(QUICK, capacity=True, seeds=2, first_token=0.02, duration=2.0, systems=("centralized",))
+    """A table with ratios, or JSON with every seed's figures; goodput of the fleet served, and of the one given."""
+    small = replace(QUICK.machine, kv_tokens=60)
+    slow = replace(QUICK, machine=small, capacity=True, seeds=2, first_token=1.0, systems=("centralized",))
     run_simulation(slow)
-    assert "by seed" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "by seed" in captured.out
+    assert "centralized, seed 1: " in captured.err
     run_simulation(replace(slow, json_output=True))
     (found,) = json.loads(capsys.readouterr().out)["systems"].values()
-    assert found["capacity"] == pytest.approx(sum(found["per_seed"]) / 2)
-    assert len(found["per_seed"]) == 2
+    assert found["capacity"] == sum(one["num_devices"] for one in found["per_seed"]) / 2 > 0
+    assert found["goodput"] == pytest.approx(sum(one["goodput"] for one in found["per_seed"]) / 2)
+    first = simulate(scenario_of(slow, machine_of(small)), SYSTEMS["centralized"], 0)
+    assert found["per_seed"][0]["goodput_of_fleet"] == first.goodput > 0.0
 
 
 def test_open_arrivals_and_traces_replace_the_closed_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +137,27 @@ def test_wrong_options_are_refused(change: dict[str, object], message: str) -> N
         run_simulation(replace(QUICK, **change))  # type: ignore[arg-type]
 
 
-def test_all_systems_are_run_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_systems_are_run_where_none_is_named_and_all_where_all_are(capsys: pytest.CaptureFixture[str]) -> None:
     """In the table's order."""
-    run_simulation(replace(QUICK, systems=(), json_output=True))
-    assert list(json.loads(capsys.readouterr().out)["systems"]) == list(SYSTEMS)
+    for named, run in (((), COMPARED), (("all",), SYSTEMS)):
+        run_simulation(replace(QUICK, systems=named, json_output=True))
+        assert list(json.loads(capsys.readouterr().out)["systems"]) == list(run)
+
+
+def test_a_trace_of_the_run_is_written_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one run; the report is the same."""
+    path, told = tmp_path / "run.json", replace(QUICK, systems=("wisp",), json_output=True)
+    run_simulation(told)
+    run_simulation(replace(told, chrome_trace=path))
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+    assert json.loads(path.read_text())["traceEvents"]
+    with pytest.raises(ConfigError, match="no trace can be written to"):
+        run_simulation(replace(told, chrome_trace=tmp_path / "nowhere" / "run.json"))
+    for more in ({"systems": ()}, {"capacity": True}):
+        with pytest.raises(ConfigError, match="a trace is of one run"):
+            run_simulation(replace(told, chrome_trace=path, **more))
 
 
 def test_the_command_needs_the_core_install_only() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,14 +33,26 @@ from wisp.cli.options import (
 
 
 def simulate(
+    context: typer.Context,
+    scenario: Annotated[
+        Path | None, typer.Argument(help="File that says what the options would; those given override it.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Scenario that ships: paper, quick.", rich_help_panel=RUN)] = None,
     system: Annotated[
-        list[str] | None, typer.Option(help="System to run (repeatable); default: all.", rich_help_panel=RUN)
+        list[str] | None,
+        typer.Option(help="System to run (repeatable), or all; default: five of them.", rich_help_panel=RUN),
     ] = None,
     capacity: Annotated[
         bool, typer.Option("--capacity", help="Search how many devices each system serves.", rich_help_panel=RUN)
     ] = False,
     warmup: Annotated[float, typer.Option(help="Seconds before sessions are judged.", rich_help_panel=RUN)] = 30.0,
     duration: Annotated[float, typer.Option(help="Seconds in which sessions are judged.", rich_help_panel=RUN)] = 60.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds after that in which they may still end.", rich_help_panel=RUN)
+    ] = 120.0,
+    ramp: Annotated[
+        float, typer.Option(help="Seconds over which a fleet begins its first sessions.", rich_help_panel=RUN)
+    ] = 10.0,
     seed: Annotated[
         int, typer.Option(help="The same seed brings the same devices and sessions.", rich_help_panel=RUN)
     ] = 0,
@@ -97,6 +109,9 @@ def simulate(
         int, typer.Option(help="In a closed fleet: each asks again after a pause.", rich_help_panel=DEVICES)
     ] = 100,
     draft_speed: DraftSpeed = "10-50",
+    prompt_speed: Annotated[
+        float, typer.Option(help="Tokens per second that drafters read.", rich_help_panel=DEVICES)
+    ] = 1000.0,
     acceptance: AcceptanceRate = 0.75,
     auc: Auc = 0.85,
     acceptance_trace: AcceptanceTrace = None,
@@ -126,7 +141,13 @@ def simulate(
     slo: SloSpeeds = "4",
     first_token: FirstToken = 5.0,
     prompt_tokens: PromptTokens = 256.0,
+    longest_prompt: Annotated[
+        int, typer.Option(help="No prompt that is drawn is longer.", rich_help_panel=SESSIONS)
+    ] = 8192,
     output_tokens: OutputTokens = 128.0,
+    longest_output: Annotated[
+        int, typer.Option(help="No answer that is drawn is longer.", rich_help_panel=SESSIONS)
+    ] = 2048,
     variation: Annotated[
         float, typer.Option(help="Of both lengths: standard deviation over mean.", rich_help_panel=SESSIONS)
     ] = 0.8,
@@ -158,54 +179,34 @@ def simulate(
         ),
     ] = None,
     longest: Longest = None,
+    chrome_trace: Annotated[
+        Path | None, typer.Option(help="Write what happened when, for ui.perfetto.dev: one system, one run.")
+    ] = None,
+    trace_devices: Annotated[int, typer.Option(help="Of the devices, how many are in it.")] = 20,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
-    from wisp.sim.app import run_simulation
-    from wisp.sim.machine import MachineOptions
-    from wisp.sim.options import SimulationOptions
+    from dataclasses import replace
 
-    run_simulation(
-        SimulationOptions(
-            machine=MachineOptions(
-                gpu, model, weight_bits, profile, batch_noise, kv_tokens, swap, server_draft, server_log
-            ),
-            verifiers=verifiers,
-            placement=placement,
-            lose=tuple(lose or ()),
-            systems=tuple(system or ()),
-            devices=devices,
-            attempts=attempts,
-            disconnects=disconnects,
-            away=away,
-            abandoned=abandoned,
-            rate=rate,
-            arrival_variation=arrival_variation,
-            traces=tuple(trace or ()),
-            trace_speed=trace_speed,
-            lengths=tuple(lengths or ()),
-            longest=longest,
-            slo=slo,
-            first_token=first_token,
-            draft_speed=draft_speed,
-            rtt_ms=rtt_ms,
-            jitter_ms=jitter_ms,
-            loss=loss,
-            acceptance=acceptance,
-            auc=auc,
-            acceptance_traces=tuple(acceptance_trace or ()),
-            predictor=predictor,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            variation=variation,
-            think=think,
-            max_batch=max_batch,
-            settings=tuple(setting or ()),
-            warmup=warmup,
-            duration=duration,
-            seed=seed,
-            seeds=seeds,
-            capacity=capacity,
-            json_output=json_output,
-        )
-    )
+    from wisp.sim.app import run_simulation
+    from wisp.sim.scenario_file import options_of
+
+    options = options_of(scenario, preset, _given(context))
+    run_simulation(replace(options, chrome_trace=chrome_trace, trace_devices=trace_devices, json_output=json_output))
+
+
+NOT_OF_THE_SCENARIO = frozenset({"scenario", "preset", "chrome_trace", "trace_devices", "json_output"})
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """What the command line says of the scenario, by the options' names."""
+    return {
+        name.replace("_", "-"): value
+        for name, value in context.params.items()
+        if name not in NOT_OF_THE_SCENARIO and _is_given(context, name)
+    }
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -27,7 +27,7 @@ class MachineOptions:
 
     gpu: str | None = None
     model: str | None = None
-    """A name, or the path of a config.json."""
+    """A name, with or without its owner, or the path of a config.json."""
     weight_bits: int = 16
     profile: str | None = None
     """Name or path of measured batch times."""
@@ -75,7 +75,7 @@ def machine_of(options: MachineOptions) -> Machine:
         )
     profile = load_profile(options.profile)
     gpu = options.gpu or (profile.device if profile.device in GPUS else None)
-    model = options.model or (profile.model_id if profile.model_id in MODELS else None)
+    model = options.model or (profile.model_id if _without_owner(profile.model_id) in MODELS else None)
     memory = None if gpu is None or model is None else _roofline(options, gpu, model)
     hardware = MeasuredBatchTime(profile.samples)
     most = hardware.largest
@@ -99,9 +99,18 @@ def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
+def model_shape(name: str) -> ModelShape:
+    """Of the path of a config.json, or of a name, with or without its owner. Raises ConfigError and FormatError."""
+    return ModelShape.load(Path(name)) if name.endswith(".json") else choose("model", _without_owner(name), MODELS)
+
+
+def _without_owner(name: str) -> str:
+    """Qwen/Qwen3-32B is qwen3-32b; tuning a model to instructions leaves its shape alone."""
+    return name.rpartition("/")[2].lower().removesuffix("-instruct")
+
+
 def _roofline(options: MachineOptions, gpu: str, model: str) -> Roofline:
-    shape = ModelShape.load(Path(model)) if model.endswith(".json") else choose("model", model, MODELS)
-    return Roofline(choose("GPU", gpu, GPUS), shape, options.weight_bits)
+    return Roofline(choose("GPU", gpu, GPUS), model_shape(model), options.weight_bits)
 
 
 def _capacity(options: MachineOptions, memory: Roofline | None, profile: Calibration | None = None) -> int:
@@ -119,7 +128,7 @@ def _capacity(options: MachineOptions, memory: Roofline | None, profile: Calibra
 
 
 def _drafter(options: MachineOptions, target: Roofline) -> ServerDrafter:
-    return beside(target, choose("model", options.server_draft, MODELS))
+    return beside(target, model_shape(options.server_draft))
 
 
 def _swap(options: MachineOptions, memory: Roofline | None) -> float | None:

@@ -9,17 +9,20 @@ from wisp.config import parse_settings
 from wisp.errors import ConfigError
 from wisp.formats.predictor import TrainedPredictor
 from wisp.policy.placement import PLACEMENTS
+from wisp.policy.systems import SYSTEMS, System
 from wisp.sim.acceptance import Acceptance, AcceptanceModel, StatedConfidence
 from wisp.sim.cluster import VerifierLoss
 from wisp.sim.machine import Machine, MachineOptions, choose
 from wisp.sim.network import Churn
 from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
+from wisp.sim.study.variants import READINGS
 from wisp.sim.traces import load_lengths, load_traces
 from wisp.sim.workload import Arrivals, Lengths, Spread, TracedSession, Workload
 from wisp.types import SLO
 
-LONGEST_PROMPT, LONGEST_OUTPUT = 8192, 2048
+ALL = "all"
+"""Stands for every row of the table of systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class SimulationOptions:
     slo: str = "4"
     first_token: float = 5.0
     draft_speed: str = "10-50"
+    prompt_speed: float = 1000.0
     rtt_ms: str = "10-60"
     jitter_ms: float = 2.0
     loss: float = 0.0
@@ -53,17 +57,25 @@ class SimulationOptions:
     acceptance_traces: tuple[Path, ...] = ()
     predictor: Path | None = None
     prompt_tokens: float = 256.0
+    longest_prompt: int = 8192
     output_tokens: float = 128.0
+    longest_output: int = 2048
     variation: float = 0.8
     think: float = 5.0
     max_batch: int = 256
     warmup: float = 30.0
     duration: float = 60.0
+    drain: float = 120.0
+    ramp: float = 10.0
     seed: int = 0
     seeds: int = 3
     capacity: bool = False
     settings: tuple[str, ...] = ()
     json_output: bool = False
+    chrome_trace: Path | None = None
+    """Where to write what happened when, for a trace viewer."""
+    trace_devices: int = 20
+    """Of the devices, how many are in it."""
 
 
 def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
@@ -89,6 +101,7 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
         num_devices=options.devices,
         fleet=Fleet(
             draft_speed=spread(options.draft_speed),
+            prompt_speed=options.prompt_speed,
             rtt=spread(options.rtt_ms, 1e-3),
             jitter=options.jitter_ms / 1e3,
             loss=options.loss,
@@ -101,7 +114,14 @@ def scenario_of(options: SimulationOptions, machine: Machine) -> Scenario:
         scheduler_settings=parse_settings(options.settings),
         warmup=options.warmup,
         duration=options.duration,
+        drain=options.drain,
+        ramp=options.ramp,
     )
+
+
+def known_system(name: str) -> System:
+    """A row of the table, or a reading of one. Raises ConfigError."""
+    return choose("system", name, {**SYSTEMS, **READINGS})
 
 
 def spread(text: str, unit: float = 1.0) -> Spread:
@@ -146,8 +166,8 @@ def _workload(options: SimulationOptions, acceptance: Acceptance, kv_tokens: int
         raise ConfigError("a trace has its own arrivals and lengths: give it neither --rate nor --lengths")
     trace, lengths = load_traces(options.traces, options.trace_speed), load_lengths(options.lengths)
     return Workload(
-        prompt=Lengths(options.prompt_tokens, options.variation, LONGEST_PROMPT),
-        output=Lengths(options.output_tokens, options.variation, LONGEST_OUTPUT),
+        prompt=Lengths(options.prompt_tokens, options.variation, options.longest_prompt),
+        output=Lengths(options.output_tokens, options.variation, options.longest_output),
         slos=slo_classes(options.slo, options.first_token),
         think_time=options.think,
         arrivals=None if options.rate is None else Arrivals(options.rate, options.arrival_variation),

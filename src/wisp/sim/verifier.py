@@ -99,6 +99,11 @@ class Verifier:
         """Those that were admitted and not closed."""
         return len(self._sessions)
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """In the KV cache."""
+        return sum(session.num_cached - session.num_swapped for session in self._sessions.values())
+
     # Loss
 
     def fail(self, _: object = None) -> None:
