@@ -102,9 +102,10 @@ def test_perfect_drafts_are_accepted_whole(params: SamplingParams) -> None:
     assert decision.num_accepted == 6
 
 
-def test_greedy_takes_the_lowest_of_equal_ids() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_greedy_takes_the_lowest_of_equal_ids(dtype: torch.dtype) -> None:
     """A tie goes to the lowest id, and padding rows of the embedding never win."""
-    logits = torch.tensor([[1.0, 4.0, 4.0, 9.0]])
+    logits = torch.tensor([[1.0, 4.0, 4.0, 9.0]], dtype=dtype)
     assert verify(logits, [SamplingItem([0], 1, SamplingParams())], 3) == [Decision(0, 1)]
 
 

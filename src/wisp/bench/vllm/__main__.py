@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -86,15 +86,20 @@ def _measure(options: _Options, progress: Progress) -> tuple[list[DecodingRatio]
     for graphs in options.graphs:
         settings, label = _settings(options, graphs=graphs), _label(graphs=graphs)
         if "decoding" in options.parts:
-            pairs = [_beside_plain(settings, options.rounds, progress, label) for _ in range(options.pairs)]
+            pairs = [
+                _beside_plain(settings, options.rounds, progress, label, plain_first=bool(index % 2))
+                for index in range(options.pairs)
+            ]
             decoding += [DecodingRatio.of(parts, label) for parts in zip(*pairs, strict=True)]
         if "rounds" in options.parts:
             rounds += _beside_transformers(settings, options, progress, label)
     return decoding, rounds
 
 
-def _beside_plain(settings: VllmSettings, rounds: int, progress: Progress, label: str) -> list[DecodingTurns]:
-    with _vllm(settings) as target, closing(PlainVllm(settings)) as plain:
+def _beside_plain(
+    settings: VllmSettings, rounds: int, progress: Progress, label: str, *, plain_first: bool
+) -> list[DecodingTurns]:
+    with _pair(settings, plain_first=plain_first) as (target, plain):
         ours, theirs = Decoder(partial(decode, target), target.pid), Decoder(plain.generate, plain.pid)
         return list(decoding_turns(ours, theirs, target.card.vocabulary_size, rounds, progress, label))
 
@@ -108,6 +113,19 @@ def _beside_transformers(settings: VllmSettings, options: _Options, progress: Pr
             return list(round_ratios({"vLLM": target, "transformers": reference}, options.rounds, progress, label))
     finally:
         reference.shutdown()
+
+
+@contextmanager
+def _pair(settings: VllmSettings, *, plain_first: bool) -> Iterator[tuple[VllmTarget, PlainVllm]]:
+    """Both vLLMs, loaded one after the other: alike processes compute at different speeds, and the order may be why."""
+    with ExitStack() as stack:
+        if plain_first:
+            plain = stack.enter_context(closing(PlainVllm(settings)))
+            target = stack.enter_context(_vllm(settings))
+        else:
+            target = stack.enter_context(_vllm(settings))
+            plain = stack.enter_context(closing(PlainVllm(settings)))
+        yield target, plain
 
 
 @contextmanager

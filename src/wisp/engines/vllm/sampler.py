@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from wisp.engines.processing import SamplingItem
@@ -18,7 +21,14 @@ from wisp.engines.sampling import Decision, verify
 from wisp.errors import UnsupportedModel
 from wisp.types import DraftedToken, SamplingParams
 
-_USED = ("execute_model_state", "input_batch", "requests", "sample_tokens", "speculative_config")
+_USED = (
+    "_calc_spec_decode_metadata",
+    "execute_model_state",
+    "input_batch",
+    "requests",
+    "sample_tokens",
+    "speculative_config",
+)
 """Of vLLM's model runner."""
 
 
@@ -56,7 +66,25 @@ class WorkerExtension:
         missing = [name for name in _USED if not hasattr(self.model_runner, name)]
         if missing:
             raise UnsupportedModel(f"this version of vLLM has another model runner: it lacks {', '.join(missing)}")
-        self.model_runner.sample_tokens = StepSampler(self.model_runner, vocabulary_size)
+        runner = self.model_runner
+        runner.sample_tokens = StepSampler(runner, vocabulary_size)
+        runner._calc_spec_decode_metadata = partial(LogitsRows.of, runner.device)  # noqa: SLF001 - of vLLM
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsRows:
+    """In the place of vLLM's SpecDecodeMetadata: what its own samplers want beside this is not computed."""
+
+    logits_indices: torch.Tensor
+    """The positions of the step that logits are computed of."""
+
+    @classmethod
+    def of(cls, device: torch.device, num_drafted: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> LogitsRows:
+        """The last k + 1 positions of a request with k drafted tokens; its positions end before `ends`. Both [requests]."""
+        num_rows = num_drafted + 1
+        row_ends = num_rows.cumsum()
+        indices = np.arange(row_ends[-1]) + np.repeat(ends - row_ends, num_rows)
+        return cls(torch.from_numpy(indices).to(device))
 
 
 class StepSampler:
