@@ -47,6 +47,9 @@ def plan(
     gpu_price: Annotated[
         float | None, typer.Option(help="Of one GPU and hour, for the cost of a token.", rich_help_panel=SERVER)
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="To be served: how many GPUs that takes.", rich_help_panel=DEVICES)
+    ] = None,
     fleet: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +87,7 @@ def plan(
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: one for each processor.", rich_help_panel=RUN)
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the answer as a page for a browser.")] = None,
     json_output: Json = False,
 ) -> None:
     """Which system to deploy, how many devices a GPU serves, what it costs, and whether drafting on devices pays."""
@@ -113,9 +117,11 @@ def plan(
                 json_output=json_output,
             ),
             fleet=fleet,
+            num_devices=devices,
             gpu_price=gpu_price,
             margin=margin,
             thorough=thorough,
             workers=workers,
+            html=html,
         )
     )

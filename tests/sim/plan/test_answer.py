@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,7 @@ from wisp.sim.plan import app
 from wisp.sim.plan.answer import Answer
 from wisp.sim.plan.app import PlanOptions
 from wisp.sim.plan.fleet import with_fleet
+from wisp.sim.plan.html import CHOSEN, OTHERS, html_plan
 from wisp.sim.plan.planner import Effort, Plan, study_of
 from wisp.sim.study.model import Point
 from wisp.sim.study.standing import Results
@@ -129,6 +131,35 @@ def test_a_fleet_file_that_is_wrong_is_refused(tmp_path: Path, content: str, mes
         with_fleet(SimulationOptions(), path)
 
 
+@pytest.mark.parametrize(
+    ("num_devices", "num_gpus", "words"),
+    [
+        (None, None, ""),
+        (161, 1, "For 161 devices take one GPU, 3.6 an hour."),
+        (500, 4, "For 500 devices take 4 such GPUs, each with a server of its own, 14.4 an hour."),
+    ],
+)
+def test_a_number_of_devices_takes_so_many_gpus(num_devices: int | None, num_gpus: int | None, words: str) -> None:
+    """161 on each, with the margin."""
+    asked = replace(PAYS, num_devices=num_devices)
+    assert asked.num_gpus == asked.as_dict()["gpus"] == num_gpus
+    assert words in "\n".join(asked.words())
+
+
+def test_the_page_shows_every_system_and_is_well_formed() -> None:
+    """A bar and a row each, the recommended one in its own colour; it loads nothing."""
+    page = html_plan(replace(PAYS, machine="a <machine>"))
+    root = ET.fromstring(page.removeprefix("<!DOCTYPE html>"))
+    assert [bar.get("fill") for bar in root.iter("rect")] == [OTHERS, CHOSEN]
+    widths = [float(bar.get("width") or 0.0) for bar in root.iter("rect")]
+    assert widths[0] == pytest.approx(widths[1] / 2.0, abs=0.1)
+    assert [row[0].text for row in root.iter("tr")] == ["system", "centralized", "wisp-plus"]
+    text = "".join(root.itertext())
+    assert "Simulated on a <machine>" in text
+    assert all(line in text for line in (*PAYS.words(), *PAYS.commands()))
+    assert not {"src", "href"} & {name for element in root.iter() for name in element.attrib}
+
+
 QUICK = SimulationOptions(
     machine=MachineOptions(model="qwen3-8b", kv_tokens=50),
     systems=("centralized", "fixed"),
@@ -144,11 +175,12 @@ QUICK = SimulationOptions(
 
 @pytest.mark.parametrize("json_output", [False, True])
 def test_the_command_answers(
-    json_output: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    json_output: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """In words, or one JSON object."""
+    """In words, or one JSON object; and in a page where one is asked for."""
     monkeypatch.setattr(app, "QUICK", Effort((), 1, 10, 1.0, 4.0))
-    app.run(PlanOptions(replace(QUICK, json_output=json_output), gpu_price=1.0, workers=1))
+    app.run(PlanOptions(replace(QUICK, json_output=json_output), gpu_price=1.0, workers=1, html=tmp_path / "plan.html"))
+    assert "Deploy" in (tmp_path / "plan.html").read_text()
     shown = capsys.readouterr().out
     if json_output:
         found = json.loads(shown)
@@ -162,3 +194,11 @@ def test_a_price_must_be_positive() -> None:
     """Before anything is simulated."""
     with pytest.raises(ConfigError, match="price"):
         app.run(PlanOptions(QUICK, gpu_price=0.0))
+
+
+def test_devices_and_page_are_checked_before_anything_is_simulated(tmp_path: Path) -> None:
+    """A search takes minutes."""
+    with pytest.raises(ConfigError, match="devices must be at least 1, not 0"):
+        app.run(PlanOptions(QUICK, num_devices=0))
+    with pytest.raises(ConfigError, match="no page can be written to"):
+        app.run(PlanOptions(QUICK, html=tmp_path / "nowhere" / "plan.html"))

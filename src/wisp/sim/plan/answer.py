@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from rich.box import SIMPLE
@@ -33,6 +34,8 @@ class Answer:
     """What the batch times are."""
     gpu_price: float | None
     """Of one GPU and hour."""
+    num_devices: int | None = None
+    """That are to be served; None: nobody said."""
 
     def cost(self, system: str) -> float | None:
         """Price of a million tokens in time, at the load with the margin; None: no price was given, or none came."""
@@ -40,6 +43,13 @@ class Answer:
         if self.gpu_price is None or goodput is None or goodput.mean <= 0.0:
             return None
         return self.gpu_price / (goodput.mean * 3600.0) * 1e6
+
+    @property
+    def num_gpus(self) -> int | None:
+        """That all devices need, with the margin, but at most one each; None: nobody said how many there are."""
+        if self.num_devices is None:
+            return None
+        return ceil(self.num_devices / max(self.plan.devices(self.plan.recommended), 1))
 
     def words(self) -> list[str]:
         """The answer, a sentence or two each."""
@@ -53,10 +63,18 @@ class Answer:
         )
         return [
             deploy,
+            *self._fleet(),
             self._drafting(),
             self._limit(),
             *(f"Note: {warning}" for warning in self.warnings()),
         ]
+
+    def _fleet(self) -> list[str]:
+        if self.num_gpus is None:
+            return []
+        gpus = "one GPU" if self.num_gpus == 1 else f"{self.num_gpus} such GPUs, each with a server of its own"
+        price = "" if self.gpu_price is None else f", {self.num_gpus * self.gpu_price:.4g} an hour"
+        return [f"For {self.num_devices} devices take {gpus}{price}."]
 
     def _drafting(self) -> str:
         plan, ratio = self.plan, self.plan.drafting_over_centralized
@@ -122,17 +140,21 @@ class Answer:
 
     def table(self) -> Table:
         """A row for each system."""
-        heads = ["devices served", "give it", "in time per s", "engine busy", "drafts right", "first token, p95 s"]
-        if self.gpu_price is not None:
-            heads.append("price of 1M")
+        heads = self.heads()
         wide = Column(heads[0], justify="right", no_wrap=True)
         columns = [Column("system", no_wrap=True), wide, *(Column(head, justify="right") for head in heads[1:])]
         table = Table(*columns, title="Simulated, per GPU", box=SIMPLE, pad_edge=False, collapse_padding=True)
         for system in self.plan.systems:
-            table.add_row(*self._row(system), style="bold" if system == self.plan.recommended else "")
+            table.add_row(*self.row(system), style="bold" if system == self.plan.recommended else "")
         return table
 
-    def _row(self, system: str) -> Sequence[str]:
+    def heads(self) -> Sequence[str]:
+        """Of the table's columns, but for the system's."""
+        heads = ["devices served", "give it", "in time per s", "engine busy", "drafts right", "first token, p95 s"]
+        return heads if self.gpu_price is None else [*heads, "price of 1M"]
+
+    def row(self, system: str) -> Sequence[str]:
+        """What the table says of a system, its name first."""
         plan, price = self.plan, self.cost(system)
         row = [system, _spread(plan.capacity(system)), f"{plan.devices(system)}"]
         row += [
@@ -160,6 +182,8 @@ class Answer:
             "recommended": plan.recommended,
             "margin": plan.margin,
             "devices_per_gpu": plan.devices(plan.recommended),
+            "devices": self.num_devices,
+            "gpus": self.num_gpus,
             "drafting_pays": self.drafting_pays,
             "drafting_over_centralized": asdict(plan.drafting_over_centralized),
             "limits": list(plan.limits),
