@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wisp.calibration.overhead import fit_overhead
+from wisp.calibration.overhead import ServerOverhead, fit_overhead
 from wisp.errors import FormatError
 from wisp.formats.batch_log import LoggedBatch, LoggedMember
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
@@ -52,3 +52,11 @@ def test_a_short_log_is_refused() -> None:
     """A few batches say nothing of means."""
     with pytest.raises(FormatError, match="50 batches is too short"):
         fit_overhead(server_log(50), ENGINE.predict)
+
+
+def test_what_was_found_can_be_read() -> None:
+    """In milliseconds."""
+    text = str(ServerOverhead(WITHIN, AFTER))
+    assert text == (
+        "2 + 1 per request + 0.05 per position ms within a batch and 1 + 0.3 per request + 0 per position ms after it"
+    )

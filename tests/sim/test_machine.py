@@ -144,4 +144,5 @@ def test_a_servers_log_adds_its_own_time(tmp_path: Path) -> None:
     log.write_text(header_line() + "".join(batch.line() for batch in server_log(200)))
     machine = machine_of(MachineOptions(profile=_profile(tmp_path), kv_tokens=1, server_log=log))
     assert machine.overhead is not None
+    assert str(machine.overhead) in machine.caption
     assert machine.overhead.after.coefficients == pytest.approx(AFTER.coefficients, abs=1e-6)

@@ -33,6 +33,9 @@ class ServerOverhead:
     after: BatchTimeModel
     """Before the next."""
 
+    def __str__(self) -> str:
+        return f"{_terms(self.within)} within a batch and {_terms(self.after)} after it"
+
     def on(self, batch_time: BatchTime) -> BatchTime:
         """What batches take on the server that take `batch_time` on its engine."""
         return lambda shape: batch_time(shape) + self.within.predict(shape)
@@ -47,6 +50,13 @@ def fit_overhead(batches: Sequence[LoggedBatch], batch_time: BatchTime) -> Serve
     within = [one.elapsed - batch_time(shape) for (one, _), shape in zip(pairs, shapes, strict=True)]
     after = [later.started - one.started - one.elapsed - later.waited for one, later in pairs]
     return ServerOverhead(_fit(shapes, within), _fit(shapes, after))
+
+
+def _terms(model: BatchTimeModel) -> str:
+    fixed, per_request, per_position = (
+        f"{1e3 * seconds + 0.0:.2g}" for seconds in (model.fixed_s, model.per_request_s, model.per_token_s)
+    )
+    return f"{fixed} + {per_request} per request + {per_position} per position ms"
 
 
 def _fit(shapes: Sequence[BatchShape], times: Sequence[float]) -> BatchTimeModel:

@@ -78,16 +78,17 @@ def machine_of(options: MachineOptions) -> Machine:
     model = options.model or (profile.model_id if _without_owner(profile.model_id) in MODELS else None)
     memory = None if gpu is None or model is None else _roofline(options, gpu, model)
     hardware = MeasuredBatchTime(profile.samples)
+    overhead = None if options.server_log is None else fit_overhead(read_batch_log(options.server_log), hardware)
     most = hardware.largest
     return Machine(
         f"{'derived' if profile.source else 'measured'} batch times, {profile.model_id} in {profile.dtype} on "
         f"{profile.device}; extrapolated above {most.num_new} positions, {most.num_requests} requests or "
-        f"{most.num_cached} cached tokens{'' if options.server_log is None else '; with a server of its own time'}",
+        f"{most.num_cached} cached tokens{'' if overhead is None else f'; the server takes {overhead}'}",
         hardware,
         _capacity(options, memory, profile),
         None if memory is None else _drafter(options, memory),
         _noise(profile) if options.batch_noise else (),
-        None if options.server_log is None else fit_overhead(read_batch_log(options.server_log), hardware),
+        overhead,
         _swap(options, memory),
     )
 

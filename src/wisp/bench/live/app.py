@@ -98,6 +98,8 @@ async def _simulated(
         for cell in cells:
             inputs = await cell_inputs(settings, cell.cell, folder)
             scenario = scenario_of(settings, cell.cell, inputs, calibration, server_log)
+            if scenario.overhead is not None:
+                console.print(f"Simulated servers take {scenario.overhead}", soft_wrap=True)
             found.append(side_by_side(settings, cell, scenario, lambda: progress.advance(task)))
     return found
 
