@@ -74,7 +74,6 @@ def environment(settings: VllmSettings) -> dict[str, str]:
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # a server shares its cores with the loop that feeds it
         "OMP_NUM_THREADS": str(settings.threads),
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # asks for huge pages: each step reads all weights through the TLB
         "TOKENIZERS_PARALLELISM": "false",
     }
     if settings.batch_invariant:
