@@ -68,11 +68,11 @@ def test_a_command_line_changes_a_scenario(
     """What it gives, though it be the option's default, and nothing else; the last line is the result."""
     path = tmp_path / "scenario.toml"
     path.write_text(
-        "[run]\nsystem = 'fixed'\nwarmup = 0\nduration = 2\n[devices]\ndevices = 5\n[sessions]\noutput-tokens = 4"
+        "[run]\nsystem = 'fixed'\ncapacity = true\nwarmup = 0\nduration = 2\n[devices]\ndevices = 5\n[sessions]\noutput-tokens = 4"
     )
     found = []
     for changes in ((), ("--devices", "100")):
-        assert run(monkeypatch, "simulate", str(path), "--json", *changes) == 0
+        assert run(monkeypatch, "simulate", str(path), "--json", "--no-capacity", *changes) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert [list(one["systems"]) for one in found] == [["fixed"]] * 2
     assert [one["devices"] for one in found] == [5, 100]

@@ -43,7 +43,10 @@ def simulate(
         typer.Option(help="System to run (repeatable), or all; default: five of them.", rich_help_panel=RUN),
     ] = None,
     capacity: Annotated[
-        bool, typer.Option("--capacity", help="Search how many devices each system serves.", rich_help_panel=RUN)
+        bool,
+        typer.Option(
+            "--capacity/--no-capacity", help="Search how many devices each system serves.", rich_help_panel=RUN
+        ),
     ] = False,
     warmup: Annotated[float, typer.Option(help="Seconds before sessions are judged.", rich_help_panel=RUN)] = 30.0,
     duration: Annotated[float, typer.Option(help="Seconds in which sessions are judged.", rich_help_panel=RUN)] = 60.0,
@@ -69,7 +72,9 @@ def simulate(
     batch_noise: Annotated[
         bool,
         typer.Option(
-            "--batch-noise", help="Batches last as unevenly as the profile's repeats did.", rich_help_panel=SERVER
+            "--batch-noise/--no-batch-noise",
+            help="Batches last as unevenly as the profile's repeats did.",
+            rich_help_panel=SERVER,
         ),
     ] = False,
     server_log: Annotated[
@@ -83,7 +88,9 @@ def simulate(
     swap: Annotated[
         bool,
         typer.Option(
-            "--swap", help="Evicted caches go to the host's memory and come back over PCIe.", rich_help_panel=SERVER
+            "--swap/--no-swap",
+            help="Evicted caches go to the host's memory and come back over PCIe.",
+            rich_help_panel=SERVER,
         ),
     ] = False,
     verifiers: Annotated[
@@ -182,7 +189,7 @@ def simulate(
     chrome_trace: Annotated[
         Path | None, typer.Option(help="Write what happened when, for ui.perfetto.dev: one system, one run.")
     ] = None,
-    trace_devices: Annotated[int, typer.Option(help="Of the devices, how many are in it.")] = 20,
+    trace_devices: Annotated[int, typer.Option(min=0, help="Of the devices, how many are in it.")] = 20,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
