@@ -17,7 +17,7 @@ from wisp.sim.cluster import VerifierLoss
 from wisp.sim.network import Churn
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
-from wisp.sim.timeline import AT_SERVER, BATCHES, DOWNLINK, DRAFTING, PLAYBACK, UPLINK
+from wisp.sim.timeline import AT_SERVER, BATCHES, DOWNLINK, DRAFTING, NUM_TRACKS, PLAYBACK, UPLINK
 from wisp.sim.workload import Lengths, Spread, Workload
 from wisp.types import SLO
 
@@ -54,11 +54,11 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
 
 
 def _tracks(events: list[Event]) -> dict[tuple[int, int], list[Event]]:
-    """Slices by process and thread, in the order of their beginnings."""
+    """Slices by process and track, in the order of their beginnings."""
     tracks = defaultdict(list)
     for event in events:
         if event["ph"] == "X":
-            tracks[event["pid"], event["tid"]].append(event)
+            tracks[event["pid"], event["tid"] % NUM_TRACKS].append(event)
     return {track: sorted(slices, key=lambda one: one["ts"]) for track, slices in tracks.items()}
 
 
@@ -82,6 +82,13 @@ def test_slices_of_a_track_do_not_overlap(events: list[Event]) -> None:
             if tid != PLAYBACK:
                 assert _end(before) <= after["ts"]
         assert all(one["dur"] > 0 for one in slices if one["name"] != "waiting")
+
+
+def test_threads_have_numbers_of_their_own(events: list[Event]) -> None:
+    """Above 0, where viewers expect the idle thread."""
+    threads = [one["tid"] for one in events if one["name"] == "thread_name"]
+    assert len(set(threads)) == len(threads) == 2 + 5 * NUM_TRACED
+    assert min(threads) > 0
 
 
 def test_late_tokens_lie_in_their_sessions(events: list[Event]) -> None:
@@ -135,14 +142,14 @@ def test_a_traced_devices_rounds_are_the_batches_that_it_is_in(events: list[Even
 
 def test_a_lost_verifier_has_no_batches(events: list[Event]) -> None:
     """While it is away."""
-    batches = _tracks(events)[1, BATCHES]
+    batches = _tracks(events)[2, BATCHES]
     (lost,) = [one for one in batches if one["name"] == "lost"]
     assert (lost["ts"], _end(lost)) == (3_000_000, 4_000_000)
 
 
 def test_queue_and_cache_are_counted(events: list[Event]) -> None:
     """Never below nothing, never above what there is; at the end nobody waits."""
-    queue = [one["args"]["requests"] for one in events if one["name"] == "queue" and one["pid"] == 0]
+    queue = [one["args"]["requests"] for one in events if one["name"] == "queue" and one["pid"] == 1]
     cache = [one["args"]["tokens"] for one in events if one["name"] == "KV cache"]
     assert queue[-1] == min(queue) == 0 < max(queue) <= SCENARIO.num_devices
     assert 0 <= min(cache) < max(cache) <= SCENARIO.limits.kv_capacity_tokens

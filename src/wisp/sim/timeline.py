@@ -64,6 +64,7 @@ class DeviceTimeline:
 
 
 BATCHES, DRAFTING, UPLINK, AT_SERVER, DOWNLINK, PLAYBACK = range(6)
+NUM_TRACKS = 6
 _TRACKS = {
     DRAFTING: "drafting",
     UPLINK: "requests in flight",
@@ -92,51 +93,57 @@ class Timeline:
 
     def events(self) -> Iterator[Event]:
         """Everything, track by track."""
-        first = len(self.verifiers)
+        first = 1 + len(self.verifiers)
         process = {name: first + number for number, name in enumerate(self.devices)}
-        for index, verifier in enumerate(self.verifiers):
-            yield from _named(index, f"verifier {index}", {BATCHES: "batches"})
-            yield from map(_batch_event, [index] * len(verifier.batches), verifier.batches)
-            yield from self._losses(index)
-            yield from self._at_verifier(index, verifier, process)
+        for pid, verifier in enumerate(self.verifiers, 1):
+            yield from _named(pid, f"verifier {pid - 1}", {BATCHES: "batches"})
+            yield from (_batch_event(pid, batch) for batch in verifier.batches)
+            yield from self._losses(pid)
+            yield from self._at_verifier(pid, verifier, process)
         for name, device in self.devices.items():
             yield from _named(process[name], f"device {name}", _TRACKS)
             yield from _device_events(process[name], device)
 
-    def _losses(self, index: int) -> Iterator[Event]:
+    def _losses(self, pid: int) -> Iterator[Event]:
         for loss in self.losses:
-            if loss.verifier == index and loss.at < self.end:
-                yield _slice(index, BATCHES, "lost", Span(loss.at, min(loss.until, self.end)))
+            if loss.verifier == pid - 1 and loss.at < self.end:
+                yield _slice(pid, BATCHES, "lost", Span(loss.at, min(loss.until, self.end)))
 
-    def _at_verifier(self, index: int, verifier: VerifierTimeline, process: Mapping[str, int]) -> Iterator[Event]:
+    def _at_verifier(self, pid: int, verifier: VerifierTimeline, process: Mapping[str, int]) -> Iterator[Event]:
         """The queue and the cache, and what traced devices wait for there."""
         waits: list[Span] = []
         free: dict[str, float] = {}
         for batch, span, _, num_cached_tokens in verifier.batches:
-            yield _counter(index, "KV cache", span.start, {"tokens": num_cached_tokens})
+            yield _counter(pid, "KV cache", span.start, {"tokens": num_cached_tokens})
             for member in batch.members:
                 session_id = member.request.session_id
                 waits.append(Span(max(member.request.arrival, free.get(session_id, 0.0)), span.start))
                 free[session_id] = span.end
-                pid = process.get(session_id.partition(":")[0])
-                if pid is not None:
-                    yield _slice(pid, AT_SERVER, "waiting", waits[-1])
-                    yield _slice(pid, AT_SERVER, _work(member), span, {"positions": member.num_new_tokens})
-        yield from _queue(index, waits)
+                device = process.get(session_id.partition(":")[0])
+                if device is not None:
+                    yield _slice(device, AT_SERVER, "waiting", waits[-1])
+                    yield _slice(device, AT_SERVER, _work(member), span, {"positions": member.num_new_tokens})
+        yield from _queue(pid, waits)
 
 
 def _named(pid: int, name: str, tracks: Mapping[int, str]) -> Iterator[Event]:
     yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}}
     yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": pid}}
-    for tid, track in tracks.items():
-        yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": track}}
-        yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_sort_index", "args": {"sort_index": tid}}
+    for track, label in tracks.items():
+        thread = {"ph": "M", "pid": pid, "tid": _tid(pid, track)}
+        yield thread | {"name": "thread_name", "args": {"name": label}}
+        yield thread | {"name": "thread_sort_index", "args": {"sort_index": track}}
 
 
-def _slice(pid: int, tid: int, name: str, span: Span, args: Mapping[str, Any] | None = None) -> Event:
+def _tid(pid: int, track: int) -> int:
+    """Numbers of threads differ between processes, and none is 0: viewers take such threads for something else."""
+    return NUM_TRACKS * pid + track
+
+
+def _slice(pid: int, track: int, name: str, span: Span, args: Mapping[str, Any] | None = None) -> Event:
     start = _us(span.start)
     # Both ends are rounded, so that neighbours still touch and do not overlap.
-    return {"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": start, "dur": _us(span.end) - start} | (
+    return {"ph": "X", "pid": pid, "tid": _tid(pid, track), "name": name, "ts": start, "dur": _us(span.end) - start} | (
         {"args": args} if args else {}
     )
 
@@ -149,7 +156,7 @@ def _us(time: float) -> int:
     return round(time * 1e6)
 
 
-def _batch_event(index: int, traced: TracedBatch) -> Event:
+def _batch_event(pid: int, traced: TracedBatch) -> Event:
     members = traced.batch.members
     args: dict[str, Any] = {
         "requests": len(members),
@@ -160,7 +167,7 @@ def _batch_event(index: int, traced: TracedBatch) -> Event:
     }
     if traced.predicted is not None:
         args["predicted ms"] = round(traced.predicted * 1e3, 3)
-    return _slice(index, BATCHES, f"batch of {len(members)}", traced.span, args)
+    return _slice(pid, BATCHES, f"batch of {len(members)}", traced.span, args)
 
 
 def _work(member: BatchMember) -> str:
@@ -169,7 +176,7 @@ def _work(member: BatchMember) -> str:
     return "verifying" if member.num_verified else "decoding"
 
 
-def _queue(index: int, waits: Iterable[Span]) -> Iterator[Event]:
+def _queue(pid: int, waits: Iterable[Span]) -> Iterator[Event]:
     """How many requests wait, whenever that changes."""
     changes: dict[int, int] = {}
     for start, end in waits:
@@ -178,14 +185,14 @@ def _queue(index: int, waits: Iterable[Span]) -> Iterator[Event]:
     length = 0
     for time in sorted(changes):
         length += changes[time]
-        yield {"ph": "C", "pid": index, "name": "queue", "ts": time, "args": {"requests": length}}
+        yield {"ph": "C", "pid": pid, "name": "queue", "ts": time, "args": {"requests": length}}
 
 
 def _device_events(pid: int, device: DeviceTimeline) -> Iterator[Event]:
     yield from _drafting(pid, device.drafts)
-    for tid, spans in ((UPLINK, device.uplink), (DOWNLINK, device.downlink)):
+    for track, spans in ((UPLINK, device.uplink), (DOWNLINK, device.downlink)):
         for span in _one_after_the_other(spans):
-            yield _slice(pid, tid, "in flight", span)
+            yield _slice(pid, track, "in flight", span)
     for span, session in device.sessions:
         yield _slice(pid, PLAYBACK, "session", span, {"tokens": session.num_output_tokens})
         for late in _one_after_the_other(_late(session)):
