@@ -177,9 +177,9 @@ def verification_interference(batch: Batch, together: float, alone: Callable[[in
     `together` is V(B); `alone` gives V({j}) from the new and the cached tokens of j.
     """
     return [
-        together - alone(member.num_new_tokens, member.request.num_cached_tokens)
+        together - alone(member.num_prefill_tokens + 1 + member.num_verified, member.request.num_cached_tokens)
         for member in batch.members
-        if member.completes
+        if member.num_verified is not None
     ]
 
 

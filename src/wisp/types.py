@@ -315,5 +315,8 @@ class GenerationRequest:
 
 def committed_tokens(draft: Sequence[DraftedToken], verdict: Verdict) -> list[TokenId]:
     """The tokens that `verdict` commits, given the `draft` it answers."""
-    tokens = [drafted.token for drafted in draft[: verdict.num_accepted]]
-    return tokens if verdict.next_token is None else [*tokens, verdict.next_token]
+    num_accepted, next_token = verdict.num_accepted, verdict.next_token
+    tokens = [drafted.token for drafted in draft[:num_accepted]] if num_accepted else []
+    if next_token is not None:
+        tokens.append(next_token)
+    return tokens

@@ -7,7 +7,7 @@ V is the estimate with its safety. The first member may always join: an engine t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 
 from wisp.policy.batch_time import BatchShape
@@ -16,6 +16,7 @@ from wisp.types import BatchMember, SessionId, VerificationRequest
 
 _CHUNKS = (1, 2, 4, 8, 16)
 """A prompt's chunk is cut to these fractions where all of it would take too long."""
+_WHOLE = (1,)
 
 
 class Assembly:
@@ -25,17 +26,14 @@ class Assembly:
         self.members: dict[SessionId, BatchMember] = {}
         self.time = 0.0
         """V of what is in it."""
+        self.full = False
+        """Whether nothing more fits, whatever it is."""
         self._time_of = time_of
         self._shape = BatchShape()
         self._time_left = inf
         self._requests = limits.max_batch_requests
         self._tokens = limits.max_batch_tokens
         self._prefill = limits.max_prefill_tokens
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing more fits, whatever it is."""
-        return self._requests == 0 or self._tokens == 0
 
     def protect(self, time_left: float) -> None:
         """Let nothing join that makes the batch longer than this, unless it is longer already."""
@@ -47,47 +45,38 @@ class Assembly:
 
         `time_left` is the request's own; where only a chunk of its prompt runs there is nothing it could miss yet.
         """
-        member = None
-        for member in self._variants(request, num_draft_tokens):
-            if self._try(member, time_left):
-                return True
-        if member is None or self.members:
-            return False
-        shape = self._shape_with(member)
-        self._take(member, shape, self._time_of(shape))
-        return True
-
-    def _variants(self, request: VerificationRequest, num_draft_tokens: int) -> Iterator[BatchMember]:
-        """Ways to take a request in, the dearest first."""
         if self.full:
-            return
-        drafts = (num_draft_tokens, 0) if num_draft_tokens else (0,)
-        for part in _CHUNKS if request.num_prefill_tokens else _CHUNKS[:1]:
+            return False
+        last = None
+        for part in _CHUNKS if request.num_prefill_tokens else _WHOLE:
             prefill = -(-self._prefill // part)
-            for num_draft in drafts:
+            for num_draft in (num_draft_tokens, 0) if num_draft_tokens else (0,):
                 member = fit(request, num_draft, self._tokens, prefill)
                 if member is not None:
-                    yield member
+                    if self._try(member, time_left):
+                        return True
+                    last = member
+        if last is None or self.members:
+            return False
+        return self._try(last, inf, forced=True)
 
-    def _try(self, member: BatchMember, time_left: float) -> bool:
-        shape = self._shape_with(member)
-        own = time_left if member.completes else inf
+    def _try(self, member: BatchMember, time_left: float, *, forced: bool = False) -> bool:
+        """Take a member in, if nobody misses because of it or if it has to be."""
+        num_new, own = member.num_prefill_tokens, inf
+        if member.num_verified is not None:
+            num_new, own = num_new + 1 + member.num_verified, time_left
+        shape = self._shape.plus(num_new, member.request.num_cached_tokens)
+        time = self._time_of(shape)
         # Only the first verification is not bound by what protects others: somebody has to be served.
         others = self._time_left if self.members or member.num_prefill_tokens else inf
-        time = self._time_of(shape)
-        if time > own or time > others:
+        if not forced and (time > own or time > others):
             return False
-        self._time_left = min(self._time_left, own)
-        self._take(member, shape, time)
-        return True
-
-    def _take(self, member: BatchMember, shape: BatchShape, time: float) -> None:
+        left = self._time_left if self._time_left < own else own
+        self._time_left = time if time > left else left
         self.members[member.request.session_id] = member
         self._shape, self.time = shape, time
-        self._time_left = max(self._time_left, time)
         self._requests -= 1
-        self._tokens -= member.num_new_tokens
+        self._tokens -= num_new
+        self.full = self._requests == 0 or self._tokens == 0
         self._prefill -= member.num_prefill_tokens
-
-    def _shape_with(self, member: BatchMember) -> BatchShape:
-        return self._shape.plus(member.num_new_tokens, member.request.num_cached_tokens)
+        return True

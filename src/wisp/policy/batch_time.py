@@ -33,7 +33,12 @@ class BatchShape:
     @classmethod
     def of(cls, batch: Batch) -> BatchShape:
         """The shape of what a scheduler put together."""
-        return cls.of_members([(one.num_new_tokens, one.request.num_cached_tokens) for one in batch.members])
+        members = []
+        for one in batch.members:
+            verified = one.num_verified
+            new = one.num_prefill_tokens if verified is None else one.num_prefill_tokens + 1 + verified
+            members.append((new, one.request.num_cached_tokens))
+        return cls.of_members(members)
 
     @classmethod
     def of_members(cls, members: Iterable[tuple[int, int]]) -> BatchShape:

@@ -8,7 +8,7 @@ its first token comes after w, half of the limit of its class. Before some sessi
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from itertools import takewhile
 from math import inf
@@ -31,7 +31,7 @@ class SessionDemands:
 
     def __init__(self) -> None:
         self.sessions: dict[SessionId, SessionDemand] = {}
-        self._heard: OrderedDict[SessionId, float] = OrderedDict()
+        self._heard: dict[SessionId, float] = {}
         """When each last asked for something, or was served; the longest silent first."""
         self._histories: dict[SessionId, int] = {}
         """Tokens of each when it last asked."""
@@ -50,8 +50,8 @@ class SessionDemands:
 
     def hear(self, session_id: SessionId, now: float) -> None:
         """Note that a session is at work."""
+        self._heard.pop(session_id, None)
         self._heard[session_id] = now
-        self._heard.move_to_end(session_id)
 
     def ask(self, session_id: SessionId, num_history_tokens: int, now: float) -> None:
         """Note that a session asks for a round."""

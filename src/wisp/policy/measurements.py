@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import copysign
 
 from wisp.policy.controller import RoundContext
 from wisp.policy.predictor import UNINFORMED_ACCEPTANCE
@@ -65,7 +66,8 @@ class Measurements:
         `cached`: the server had not to read the session's history first, which no later round pays for.
         """
         context, server_time = self.context, queue_time + batch_time
-        context.rtt = self._smooth(context.rtt, max(elapsed - server_time, 0.0))
+        rtt = elapsed - server_time
+        context.rtt = self._smooth(context.rtt, rtt if rtt > 0.0 else 0.0)
         context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
             context.server_time = self._smooth(context.server_time, server_time)
@@ -86,8 +88,11 @@ class Measurements:
         context.num_judged = memory * context.num_judged + len(estimates)
         context.acceptance = self._num_accepted / context.num_judged
         self._curvature = memory * self._curvature + variance
-        step = (num_accepted - expected) / max(self._curvature, _LEAST_CURVATURE)
-        context.bias = min(max(context.bias + step, -_LARGEST_BIAS), _LARGEST_BIAS)
+        curvature = self._curvature
+        bias = context.bias + (num_accepted - expected) / (
+            curvature if curvature > _LEAST_CURVATURE else _LEAST_CURVATURE
+        )
+        context.bias = bias if -_LARGEST_BIAS < bias < _LARGEST_BIAS else copysign(_LARGEST_BIAS, bias)
 
     def plain_round(self, token_time: float) -> None:
         """Take the time per token of a round of plain decoding."""

@@ -10,7 +10,6 @@ small for all of them would compute their histories again and again.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Container, KeysView
 from math import exp, inf
 
@@ -33,8 +32,10 @@ class KVResidency:
         self._occupied = occupied
         self._held: dict[SessionId, int] = {}
         """Occupied or promised, in the order in which sessions entered."""
+        self.sessions: KeysView[SessionId] = self._held.keys()
+        """Those that are in the cache."""
         self._promised: dict[SessionId, int] = {}
-        self._active: OrderedDict[SessionId, float] = OrderedDict()
+        self._active: dict[SessionId, float] = {}
         """When a session was last heard of, the longest idle first."""
         self._total = 0
         self._evicted: list[SessionId] = []
@@ -44,11 +45,6 @@ class KVResidency:
 
     def __contains__(self, session_id: SessionId) -> bool:
         return session_id in self._held
-
-    @property
-    def sessions(self) -> KeysView[SessionId]:
-        """Those that are in the cache."""
-        return self._held.keys()
 
     def enter(self, request: VerificationRequest, now: float, waiting: Container[SessionId]) -> bool:
         """Let a request's session in if all it needs fits; sessions that seem gone, and do not wait, make room."""
@@ -65,9 +61,8 @@ class KVResidency:
     def note(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         """A session was just active and has so much cached."""
         held, promised = self._occupied(num_cached_tokens), self._promised.get(session_id, 0)
-        held = held if held > promised else promised
-        if held:
-            self._hold(session_id, held, now)
+        if held or promised:
+            self._hold(session_id, held if held > promised else promised, now)
 
     def forget(self, session_id: SessionId) -> None:
         """A session has nothing cached any more."""
@@ -77,7 +72,7 @@ class KVResidency:
 
     def make_room(self, members: list[BatchMember]) -> None:
         """Evict what has to go for `members` to grow; members who go themselves are taken out of the list."""
-        excess = self._total + sum(map(self._growth, members)) - self._capacity
+        excess = self._total + sum([self._growth(member) for member in members]) - self._capacity
         if excess <= 0:
             return
         by_name = {member.request.session_id: member for member in members}
@@ -112,15 +107,14 @@ class KVResidency:
     def _hold(self, session_id: SessionId, num_tokens: int, now: float) -> None:
         self._total += num_tokens - self._held.get(session_id, 0)
         self._held[session_id] = num_tokens
+        self._active.pop(session_id, None)
         self._active[session_id] = now
-        self._active.move_to_end(session_id)
 
     def _growth(self, member: BatchMember) -> int:
         """What a member occupies after the batch, beyond what it holds already."""
-        request = member.request
-        growth = self._occupied(request.num_cached_tokens + member.num_new_tokens) - self._held.get(
-            request.session_id, 0
-        )
+        request, verified = member.request, member.num_verified
+        after = request.num_cached_tokens + member.num_prefill_tokens + (0 if verified is None else 1 + verified)
+        growth = self._occupied(after) - self._held.get(request.session_id, 0)
         return growth if growth > 0 else 0
 
     def _evict_gone(self, now: float, waiting: Container[SessionId]) -> bool:

@@ -50,7 +50,8 @@ class SchedulerLimits:
 
     def occupied(self, num_tokens: int) -> int:
         """Tokens of the cache's capacity that `num_tokens` take: rounded up to whole pages."""
-        return -(-num_tokens // self.kv_page_tokens) * self.kv_page_tokens
+        page = self.kv_page_tokens
+        return num_tokens if page == 1 else -(-num_tokens // page) * page
 
 
 class Scheduler(Protocol):
@@ -152,7 +153,7 @@ class FCFSScheduler:
         tokens, prefill = self._limits.max_batch_tokens, self._limits.max_prefill_tokens
         room, cache_full = self._most_members(), False
         for request in self._waiting.values():
-            if request.session_id not in self._residency:
+            if request.session_id not in self._residency.sessions:
                 cache_full = cache_full or not self._residency.enter(request, now, self._waiting)
                 if cache_full:
                     continue
@@ -187,8 +188,9 @@ def fit(request: VerificationRequest, num_draft_tokens: int, tokens: int, prefil
 
     Of its draft, the first `num_draft_tokens` are to be verified.
     """
-    needed = request.num_prefill_tokens
+    needed = request.num_history_tokens - 1 - request.num_cached_tokens
+    if needed <= prefill and needed < tokens:
+        room = tokens - needed - 1
+        return BatchMember(request, needed, num_draft_tokens if num_draft_tokens < room else room)
     chunk = min(needed, prefill, tokens)
-    if chunk == needed and tokens > chunk:
-        return BatchMember(request, chunk, min(num_draft_tokens, tokens - chunk - 1))
     return BatchMember(request, chunk, None) if chunk > 0 else None

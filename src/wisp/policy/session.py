@@ -67,6 +67,10 @@ class RoundRecord:
     """Seconds from the round's start to its last drafted token."""
 
 
+_PLAIN_TOKEN = RoundRecord(0, 0, 0, 1, 0.0)
+"""Of every token of plain decoding."""
+
+
 @dataclass(slots=True)
 class Session:
     """The state of one generation, without clock or I/O: `now` is the caller's clock in seconds.
@@ -146,19 +150,26 @@ class Session:
         context.time_left = self.time_left(now)
         context.slo_speed = 0.0 if self.slo is None else self.slo.tokens_per_s
         self._plain = not self.token_times
-        self._longest_draft = 0 if self._plain else min(self.settings.max_draft_tokens, self.tokens_left - 1)
+        if self._plain:
+            self._longest_draft = 0
+            return
+        most, tokens_left = self.settings.max_draft_tokens, self._longest - len(self.tokens)
+        self._longest_draft = most if most < tokens_left else tokens_left - 1
 
     @property
     def wants_draft_token(self) -> bool:
         """Whether to draft one more token in this round."""
+        return self._asks_for_more()
+
+    def _asks_for_more(self) -> bool:
         if len(self.draft) >= self._longest_draft:
             return False
         if self._wants is None:
             self._wants = self.stop_rule.keep_drafting(self._known, self.measured.context)
         return self._wants
 
-    def on_draft_token(self, drafted: DraftedToken, now: float) -> None:
-        """Take one drafted token; nothing useful can follow one that would end the generation."""
+    def on_draft_token(self, drafted: DraftedToken, now: float) -> bool:
+        """Take one drafted token; returns `wants_draft_token`. Nothing useful can follow one that ends the generation."""
         draft, stats, measured = self.draft, drafted.stats, self.measured
         num_before = len(draft)
         measured.token_drafted(now - self._last_draft_at, num_before == 0)
@@ -169,18 +180,20 @@ class Session:
         self._wants = None
         if drafted.token in self._stop_token_ids:
             self._longest_draft = num_before + 1
+        return self._asks_for_more()
 
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
         """Close the draft and turn it into what the server is asked for.
 
         `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
         """
-        soon = may_draft and not self.draft and self.wants_draft_token
+        soon = may_draft and not self.draft and self._asks_for_more()
         self._asked, self._answered = now, False
         self._withhold()
         context = self.measured.context
         if not self.draft:
-            num_tokens = min(self._num_decoded(soon), self.tokens_left)
+            num_tokens, tokens_left = self._num_decoded(soon), self._longest - len(self.tokens)
+            num_tokens = num_tokens if num_tokens < tokens_left else tokens_left
             return DecodeRequest(self.round, len(self.tokens), num_tokens, context.rtt, self.time_left(now))
         draft_speed = 1.0 / context.token_time if context.token_time > 0.0 else 0.0
         return DraftRequest(
@@ -205,10 +218,7 @@ class Session:
         self._learn(verdict, num_committed, now)
         self._answered = True
         self._cached = self._cached or (verdict.final and num_committed > 0)
-        draft_time = self._last_draft_at - self._round_started
-        self.records.append(
-            RoundRecord(self._num_drafted, verdict.num_verified, verdict.num_accepted, num_committed, draft_time)
-        )
+        self.records.append(self._record(verdict, num_committed))
         self._drop_draft()
         return committed
 
@@ -227,6 +237,13 @@ class Session:
             return self.started + self.slo.first_token_s - now
         playback = self.token_times[0] + self.settings.startup_time
         return playback + len(self.token_times) / self.slo.tokens_per_s - now
+
+    def _record(self, verdict: Verdict, num_committed: int) -> RoundRecord:
+        num_drafted = self._num_drafted
+        if not num_drafted and num_committed == 1:
+            return _PLAIN_TOKEN
+        draft_time = self._last_draft_at - self._round_started
+        return RoundRecord(num_drafted, verdict.num_verified, verdict.num_accepted, num_committed, draft_time)
 
     def _drop_draft(self) -> None:
         self._wants = None

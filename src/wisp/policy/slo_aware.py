@@ -178,14 +178,16 @@ class SLOAwareScheduler:
     # The queue
 
     def add(self, request: VerificationRequest) -> None:
-        self.cancel(request.session_id)
-        self._away.discard(request.session_id)
-        self._demands.ask(request.session_id, request.num_history_tokens, max(request.arrival, self._now))
-        if request.session_id in self._residency:
+        session_id = request.session_id
+        now = request.arrival if request.arrival > self._now else self._now
+        self.cancel(session_id)
+        self._away.discard(session_id)
+        self._demands.ask(session_id, request.num_history_tokens, now)
+        if session_id in self._residency.sessions:
             self._wait(request)
             return
-        self._entering[request.session_id] = request
-        self._enter(max(request.arrival, self._now))
+        self._entering[session_id] = request
+        self._enter(now)
 
     def cancel(self, session_id: SessionId) -> None:
         self._waiting.remove(session_id)
@@ -205,7 +207,7 @@ class SLOAwareScheduler:
 
     def _latest_start(self, request: VerificationRequest) -> float:
         """Its deadline, less what it takes to compute its positions in large batches."""
-        work = request.num_prefill_tokens + 1 + request.num_draft_tokens
+        work = request.num_history_tokens - request.num_cached_tokens + request.num_draft_tokens
         return request.deadline - self.estimator.model.large_position_time(request.num_cached_tokens) * work
 
     def _density(self, request: VerificationRequest) -> float | None:
@@ -269,10 +271,11 @@ class SLOAwareScheduler:
             batch.add(oldest, _worthwhile(oldest, price), self._time_to_keep(oldest, now))
         self._add_urgent(batch, now, price)
         batch.protect(self._patience(batch, now))
-        for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
-            # Its prompt may have gone faster than was thought.
-            batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
-        batch.protect(self._patience(batch, now))
+        if self._waiting.late:
+            for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
+                # Its prompt may have gone faster than was thought.
+                batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
+            batch.protect(self._patience(batch, now))
         self._add_rest(batch, now, price)
         return iter(batch.members.values())
 
@@ -316,7 +319,7 @@ class SLOAwareScheduler:
     def _take(self, member: BatchMember) -> None:
         """Remove a member's request from the queue, or note its progress."""
         request = member.request
-        if not member.completes:
+        if member.num_verified is None:
             request = replace(request, num_cached_tokens=request.num_cached_tokens + member.num_prefill_tokens)
             self._waiting.update(request, self._density(request))
             return
@@ -329,9 +332,11 @@ class SLOAwareScheduler:
         """When the verdict after this one is probably due."""
         request = member.request
         demand = self._demands.sessions.get(request.session_id)
-        speed = _tokens_per_s(demand) if demand is not None and member.completes else 0.0
+        speed = _tokens_per_s(demand) if demand is not None and member.num_verified is not None else 0.0
+        if not speed:
+            return inf
         committed = 1.0 + sum(request.survival[: member.num_verified])
-        return request.deadline + committed / speed if speed else inf
+        return request.deadline + committed / speed
 
     # Times
 
@@ -382,7 +387,12 @@ def _worthwhile(request: VerificationRequest, price: float) -> int:
     """Drafted tokens whose survival is at least the price of a position; all where nothing is known of them."""
     if not request.survival:
         return request.num_draft_tokens
-    return next((index for index, survival in enumerate(request.survival) if survival < price), len(request.survival))
+    worthwhile = 0
+    for survival in request.survival:
+        if survival < price:
+            break
+        worthwhile += 1
+    return worthwhile
 
 
 def _first_token_s(demand: SessionDemand) -> float:

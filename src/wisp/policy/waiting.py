@@ -6,7 +6,6 @@ of their arrival.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -46,19 +45,27 @@ class Order:
 
     def drain(self, until: float = inf) -> Iterator[SessionId]:
         """Sessions with keys up to `until`, in order; each comes once, until `put_back`."""
-        while self.first_key <= until and self._heap:
-            entry = heappop(self._heap)
-            self._out.append(entry)
-            yield entry[2]
+        heap, current, out = self._heap, self._current, self._out
+        while heap:
+            entry = heap[0]
+            session_id = entry[2]
+            if current.get(session_id) is not entry:
+                heappop(heap)
+            elif entry[0] > until:
+                return
+            else:
+                out.append(heappop(heap))
+                yield session_id
 
     def put_back(self) -> None:
         """Return what was drained, as far as it still waits; tidy up."""
+        heap, current = self._heap, self._current
         for entry in self._out:
-            if self._current.get(entry[2]) is entry:
-                heappush(self._heap, entry)
+            if current.get(entry[2]) is entry:
+                heappush(heap, entry)
         self._out.clear()
-        if len(self._heap) > 2 * len(self._current) + 64:
-            self._heap = list(self._current.values())
+        if len(heap) > 2 * len(current) + 64:
+            self._heap = list(current.values())
             heapify(self._heap)
 
 
@@ -66,11 +73,11 @@ class WaitingRequests:
     """At most one request per session, with its density (committed tokens per second of engine time), if it is given one."""
 
     def __init__(self) -> None:
-        self.requests: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
+        self.requests: dict[SessionId, VerificationRequest] = {}
         """In the order of arrival."""
         self.num_tokens = 0
         """Positions that they need, all together."""
-        self.late: OrderedDict[SessionId, None] = OrderedDict()
+        self.late: dict[SessionId, None] = {}
         """The best-effort lane: those that cannot keep their deadline any more, in the order in which this was seen."""
         self.by_deadline = Order()
         self.by_density = Order()
@@ -82,11 +89,12 @@ class WaitingRequests:
 
     def add(self, request: VerificationRequest, density: float | None, latest_start: float) -> None:
         """Queue a request; a newer one of a session takes the older one's place away."""
-        if request.session_id in self.requests:
-            self.remove(request.session_id)
+        session_id = request.session_id
+        if session_id in self.requests:
+            self.remove(session_id)
         self._arrivals += 1
-        self._places[request.session_id] = self._arrivals
-        self.by_deadline.put(request.session_id, latest_start, self._arrivals)
+        self._places[session_id] = self._arrivals
+        self.by_deadline.put(session_id, latest_start, self._arrivals)
         self._set(request, density)
 
     def update(self, request: VerificationRequest, density: float | None) -> None:
@@ -123,4 +131,4 @@ class WaitingRequests:
 
 
 def _num_tokens(request: VerificationRequest) -> int:
-    return request.num_prefill_tokens + 1 + request.num_draft_tokens
+    return request.num_history_tokens - request.num_cached_tokens + request.num_draft_tokens

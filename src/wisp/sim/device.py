@@ -199,12 +199,12 @@ class Device:
         assert script is not None, "drafts come in sessions"
         if self._ready > now or not session.wants_draft_token:
             return now
-        now += self.drafter.prompt_token_time * max(self._lag - 1, 0)
+        if self._lag > 1:
+            now += self.drafter.prompt_token_time * (self._lag - 1)
         start, index = session.num_output_tokens, 0
         while (drafted := script.drafted(start, index)) is not None:
             now += token_time
-            session.on_draft_token(drafted, now)
             index += 1
-            if not session.wants_draft_token:
+            if not session.on_draft_token(drafted, now):
                 break
         return now

@@ -121,7 +121,9 @@ class Observer:
         self.num_batches += 1
         self.num_positions += shape.num_new
         self.engine_time += elapsed
-        self.queue_times.extend([started - one.request.arrival for one in batch.members if one.completes])
+        self.queue_times.extend(
+            [started - one.request.arrival for one in batch.members if one.num_verified is not None]
+        )
         self.interference.extend(verification_interference(batch, self.batch_time(shape), self._alone))
 
     def judges(self, offered: float, ended: float) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from wisp.sim.acceptance import Fate
 from wisp.types import SLO, DraftedToken, FinishReason, GenerationRequest, SamplingParams, StopRules, TokenId
@@ -12,16 +11,13 @@ TOKEN, END, WRONG = 0, 1, 2
 """The target's tokens are all alike but for its last; a drafter that errs says WRONG."""
 
 
-class Outcome(NamedTuple):
-    """What the verification of a draft gave."""
+Outcome = tuple[int, TokenId | None, FinishReason | None]
+"""What the verification of a draft gave: accepted tokens, the one after them if there is one, whether the text ends."""
 
-    num_accepted: int
-    next_token: TokenId | None
-    finish_reason: FinishReason | None
 
-    @property
-    def num_committed(self) -> int:
-        return self.num_accepted + (self.next_token is not None)
+def num_committed(outcome: Outcome) -> int:
+    """Tokens that the verification of a draft committed."""
+    return outcome[0] + (outcome[1] is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +53,12 @@ class SessionScript:
 
     def verify(self, position: int, num_verified: int, max_tokens: int) -> Outcome:
         """Judge a draft of `num_verified` tokens that starts at an output position, as an engine does."""
-        last = min(self.num_output_tokens, max_tokens) - 1
-        num_accepted = self.fate.num_right(position, num_verified)
+        last = (self.num_output_tokens if self.num_output_tokens < max_tokens else max_tokens) - 1
+        num_accepted = self.fate.num_right(position, num_verified) if num_verified else 0
         if position + num_accepted < last:
-            return Outcome(num_accepted, TOKEN, None)
+            return num_accepted, TOKEN, None
         token = self.token(last)
         reason = FinishReason.STOP if token == END else FinishReason.LENGTH
         if position + num_accepted > last:
-            return Outcome(last - position + 1, None, reason)
-        return Outcome(num_accepted, token, reason)
+            return last - position + 1, None, reason
+        return num_accepted, token, reason

@@ -14,7 +14,7 @@ from typing import Protocol
 from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.scheduler import Scheduler
 from wisp.sim.events import Events
-from wisp.sim.script import Outcome, SessionScript
+from wisp.sim.script import Outcome, SessionScript, num_committed
 from wisp.types import (
     Admitted,
     Batch,
@@ -213,7 +213,7 @@ class Verifier:
             VerificationRequest(
                 session.session_id,
                 request.round,
-                session.num_tokens,
+                session.script.num_prompt_tokens + session.num_output,
                 session.num_cached,
                 num_drafted,
                 session.arrival,
@@ -273,14 +273,16 @@ class Verifier:
         else:
             self.events.at(self.events.now + self.after_batch(BatchShape.of(batch)), self._free, num_failures)
         self.watch(batch, started, elapsed)
-        outcomes = [self._member_done(member) for member in batch.members]
-        num_committed = sum([outcome.num_committed for outcome in outcomes if outcome is not None])
-        self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
+        verified = [one for one in map(self._member_done, batch.members) if one is not None]
+        committed = sum([num_committed(outcome) for _, _, outcome in verified])
+        self.scheduler.observe(batch, self.events.now, elapsed, committed)
         prices = self.scheduler.prices()
-        for member, outcome in zip(batch.members, outcomes, strict=True):
-            if outcome is not None and member.num_verified is not None:
-                hints = Hints(started - member.request.arrival, elapsed, prices)
-                self._deliver(self._sessions[member.request.session_id], member.num_verified, outcome, hints)
+        for session, member, outcome in verified:
+            hints = Hints(started - member.request.arrival, elapsed, prices)
+            if isinstance(session.request, DraftRequest):
+                self._judge(session, session.request, member, outcome, hints)
+            else:
+                self._tell_tokens(session, outcome, hints)
 
     def _free(self, num_failures: int) -> None:
         """Be ready for the next batch, unless the verifier was lost in the meantime."""
@@ -288,47 +290,42 @@ class Verifier:
             self._busy = self._woken = False
             self._wake()
 
-    def _member_done(self, member: BatchMember) -> Outcome | None:
-        """Book what a batch did to a session, unless it was closed in the meantime."""
+    def _member_done(self, member: BatchMember) -> tuple[ServedSession, BatchMember, Outcome] | None:
+        """Book what a batch did to a session; None: it was closed in the meantime, or only its history was read."""
         session = self._sessions.get(member.request.session_id)
         if session is None:
             return None
-        outcome = None
-        if member.num_verified is not None:
-            outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
-            session.num_output += outcome.num_committed
-            session.num_cached = session.num_tokens - 1
+        if member.num_verified is None:
+            self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
+            return None
+        outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
+        session.num_output += num_committed(outcome)
+        session.num_cached = session.script.num_prompt_tokens + session.num_output - 1
         self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
-        return outcome
+        return session, member, outcome
 
-    def _deliver(self, session: ServedSession, num_verified: int, outcome: Outcome, hints: Hints) -> None:
-        """Send what came of a round: one verdict on a draft, one per token of plain decoding, which then goes on."""
-        request = session.request
+    def _judge(
+        self, session: ServedSession, request: DraftRequest, member: BatchMember, outcome: Outcome, hints: Hints
+    ) -> None:
+        """Send the verdict on a draft."""
+        session.tokens_left = 0
+        assert member.num_verified is not None, "only what was verified is judged"
+        accepted, next_token, reason = outcome
+        session.send(Verdict(request.round, member.num_verified, accepted, next_token, (), reason, True, hints))
+
+    def _tell_tokens(self, session: ServedSession, outcome: Outcome, hints: Hints) -> None:
+        """Send a verdict per token of plain decoding, which then goes on."""
+        request, num_output, committed = session.request, session.num_output, num_committed(outcome)
         assert request is not None, "a verdict answers a request"
-        if isinstance(request, DraftRequest):
-            session.tokens_left = 0
-            accepted, next_token, finish_reason = outcome
-            session.send(
-                Verdict(request.round, num_verified, accepted, next_token, (), finish_reason, final=True, hints=hints)
-            )
-            return
-        session.tokens_left -= outcome.num_committed
-        going_on = session.tokens_left > 0 and outcome.finish_reason is None
-        for position in range(session.num_output - outcome.num_committed, session.num_output):
-            last = position == session.num_output - 1
-            session.send(
-                Verdict(
-                    round=request.round,
-                    num_verified=0,
-                    num_accepted=0,
-                    next_token=session.script.token(position),
-                    finish_reason=outcome.finish_reason if last else None,
-                    final=last and not going_on,
-                    hints=hints,
-                )
-            )
+        session.tokens_left -= committed
+        reason = outcome[2]
+        going_on = session.tokens_left > 0 and reason is None
+        for position in range(num_output - committed, num_output - 1):
+            session.send(Verdict(request.round, 0, 0, session.script.token(position), (), None, False, hints))
+        token = session.script.token(num_output - 1)
+        session.send(Verdict(request.round, 0, 0, token, (), reason, not going_on, hints))
         if going_on:
-            self._decode_on(session, outcome.num_committed)
+            self._decode_on(session, committed)
 
     def _decode_on(self, session: ServedSession, num_committed: int) -> None:
         """Plain decoding's next token is due one token time after the one before."""
