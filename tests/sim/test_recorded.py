@@ -64,7 +64,7 @@ def test_verdicts_are_the_recorded_ones() -> None:
 def test_sessions_longer_than_their_record_begin_it_again() -> None:
     """Chains that the end of the output cut off are never met."""
     script = _script(100, 0, 2, 3)
-    assert [script.verify(position, 3, 100).num_accepted for position in range(7)] == [0, 2, 3, 0, 2, 3, 0]
+    assert [script.verify(position, 3, 100)[0] for position in range(7)] == [0, 2, 3, 0, 2, 3, 0]
 
 
 def test_every_record_is_drawn(tmp_path: Path) -> None:

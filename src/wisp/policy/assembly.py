@@ -48,7 +48,8 @@ class Assembly:
         if self.full:
             return False
         last = None
-        for part in _CHUNKS if request.num_prefill_tokens else _WHOLE:
+        has_prefill = request.num_history_tokens - 1 > request.num_cached_tokens
+        for part in _CHUNKS if has_prefill else _WHOLE:
             prefill = -(-self._prefill // part)
             for num_draft in (num_draft_tokens, 0) if num_draft_tokens else (0,):
                 member = fit(request, num_draft, self._tokens, prefill)

@@ -68,7 +68,7 @@ class PriceAware(StopRule):
             return False
         if not num_drafted:
             return self._begins(context)
-        if not _round_time(context):
+        if not context.round_time and not _round_time(context):
             return False  # one token is enough to find out
         if self._late(num_drafted, context) and not self._affordable(num_drafted, context):
             return False
@@ -131,17 +131,19 @@ class PriceAware(StopRule):
 
     def _drafted(self, acceptance: float, context: RoundContext) -> float:
         """The worth of the best draft; it rises with the length up to there, and falls from there on."""
-        if not _round_time(context):
+        round_time = _round_time(context)
+        if not round_time:
             return inf
         per_position, token_time = context.prices.per_position, context.token_time
         power, committed, best = 1.0, 1.0, -inf
         price = context.prices.per_round + per_position
-        elapsed = _first_token_time(context) + _round_time(context)
+        elapsed = _first_token_time(context) + round_time
         for _ in range(self.max_tokens):
             power *= acceptance
             committed += power
             price += per_position
-            worth = _worth(committed, price, elapsed)
+            net = committed - price
+            worth = net / elapsed if net > 0.0 else net / committed
             if worth <= best:
                 break
             best = worth
@@ -155,16 +157,12 @@ class PriceAware(StopRule):
         return 1.0 if forecast > 1.0 else forecast if forecast > 0.0 else 0.0
 
 
-def _worth(committed: float, price: float, elapsed: float) -> float:
-    net = committed - price
-    return net / elapsed if net > 0.0 else net / committed
-
-
 def _plain(context: RoundContext) -> float:
     """The worth of plain decoding; nothing while its time is unknown."""
     if not context.plain_token_time:
         return 0.0
-    return _worth(1.0, context.prices.per_round + context.prices.per_position, context.plain_token_time)
+    net = 1.0 - (context.prices.per_round + context.prices.per_position)
+    return net / context.plain_token_time if net > 0.0 else net
 
 
 def _round_time(context: RoundContext) -> float:

@@ -190,8 +190,10 @@ class SLOAwareScheduler:
         self._enter(now)
 
     def cancel(self, session_id: SessionId) -> None:
-        self._waiting.remove(session_id)
-        self._entering.pop(session_id, None)
+        if session_id in self._waiting.requests:
+            self._waiting.remove(session_id)
+        else:
+            self._entering.pop(session_id, None)
 
     def _enter(self, now: float) -> None:
         """Let requests join the queue whose sessions fit the KV cache, nobody overtaking another."""
@@ -248,7 +250,7 @@ class SLOAwareScheduler:
     def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
         shape, self._fill = BatchShape.of(batch), None
         self.estimator.observe(shape, elapsed)
-        rounds = sum(member.completes for member in batch.members)
+        rounds = sum([member.num_verified is not None for member in batch.members])
         self._meter.observe(shape, now, elapsed, rounds, num_committed)
 
     def _dispatch_time(self, now: float) -> float:

@@ -1,13 +1,13 @@
 """The requests that wait, in the orders that a scheduler asks for: by arrival, by deadline, by density.
 
-Heaps are kept as requests come and go, so that a batch costs what it takes, not what waits. Equals leave in the order
-of their arrival.
+They are kept as requests come and go, so that a batch costs what it takes, not what waits. Equals leave in the order of
+their arrival.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
 from math import inf
 
 from wisp.types import SessionId, VerificationRequest
@@ -19,14 +19,19 @@ class Order:
     """Sessions in the order of a key, and of their arrival among equals."""
 
     def __init__(self) -> None:
-        self._heap: list[_Entry] = []
+        self._sorted: list[_Entry] = []
+        """Those from `_next` on were not drained; what is not in `_current` any more is skipped."""
+        self._next = 0
         self._current: dict[SessionId, _Entry] = {}
         self._out: list[_Entry] = []
+        """Drained, and not put back yet."""
 
     def put(self, session_id: SessionId, key: float, place: int) -> None:
-        """Add a session, or move it."""
+        """Add a session, or move it; not between `drain` and `put_back`."""
         entry = self._current[session_id] = (key, place, session_id)
-        heappush(self._heap, entry)
+        insort(self._sorted, entry, self._next)
+        if len(self._sorted) > 2 * len(self._current) + 64:
+            self.put_back()
 
     def discard(self, session_id: SessionId) -> None:
         """Take a session out."""
@@ -35,38 +40,37 @@ class Order:
     @property
     def first_key(self) -> float:
         """The smallest key of those that were not drained; inf: none."""
-        heap, current = self._heap, self._current
-        while heap:
-            first = heap[0]
+        entries, current = self._sorted, self._current
+        while self._next < len(entries):
+            first = entries[self._next]
             if current.get(first[2]) is first:
                 return first[0]
-            heappop(heap)
+            self._next += 1
         return inf
 
     def drain(self, until: float = inf) -> Iterator[SessionId]:
         """Sessions with keys up to `until`, in order; each comes once, until `put_back`."""
-        heap, current, out = self._heap, self._current, self._out
-        while heap:
-            entry = heap[0]
+        entries, current, out = self._sorted, self._current, self._out
+        while self._next < len(entries):
+            entry = entries[self._next]
             session_id = entry[2]
-            if current.get(session_id) is not entry:
-                heappop(heap)
-            elif entry[0] > until:
-                return
-            else:
-                out.append(heappop(heap))
+            if current.get(session_id) is entry:
+                if entry[0] > until:
+                    return
+                out.append(entry)
+                self._next += 1
                 yield session_id
+            else:
+                self._next += 1
 
     def put_back(self) -> None:
         """Return what was drained, as far as it still waits; tidy up."""
-        heap, current = self._heap, self._current
-        for entry in self._out:
-            if current.get(entry[2]) is entry:
-                heappush(heap, entry)
+        entries, current = self._sorted, self._current
+        entries[: self._next] = [entry for entry in self._out if current.get(entry[2]) is entry]
+        self._next = 0
         self._out.clear()
-        if len(heap) > 2 * len(current) + 64:
-            self._heap = list(current.values())
-            heapify(self._heap)
+        if len(entries) > 2 * len(current) + 64:
+            entries[:] = sorted(current.values())
 
 
 class WaitingRequests:
