@@ -6,6 +6,7 @@ tokens per second and a limit to the first token.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ class SessionOutcome:
     slo: SLO
     offered: float
     token_times: Sequence[float]
-    """When each output token reached the device."""
+    """When each output token reached the device, in order."""
     finished: bool
     """False: refused, failed, timed out or cut off."""
     startup_time: float = STARTUP_TIME
@@ -135,12 +136,11 @@ def attainment_by_class(outcomes: Iterable[SessionOutcome]) -> dict[str, float]:
 
 def goodput(outcomes: Iterable[SessionOutcome], start: float, end: float) -> float:
     """Tokens per second that came in time from `start` to `end`, of sessions whose first token was in time."""
-    num_tokens = sum(
-        in_time and start <= time < end
-        for outcome in outcomes
-        if outcome.first_token_in_time
-        for time, in_time in zip(outcome.token_times, outcome.in_time, strict=True)
-    )
+    num_tokens = 0
+    for outcome in outcomes:
+        if outcome.first_token_in_time:
+            times = outcome.token_times
+            num_tokens += sum(outcome.in_time[bisect_left(times, start) : bisect_left(times, end)])
     return num_tokens / (end - start)
 
 

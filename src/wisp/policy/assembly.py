@@ -53,10 +53,13 @@ class Assembly:
             prefill = -(-self._prefill // part)
             for num_draft in (num_draft_tokens, 0) if num_draft_tokens else (0,):
                 member = fit(request, num_draft, self._tokens, prefill)
-                if member is not None:
-                    if self._try(member, time_left):
-                        return True
-                    last = member
+                if member is None:
+                    break
+                if self._try(member, time_left):
+                    return True
+                last = member
+                if member.num_verified is None:
+                    break
         if last is None or self.members:
             return False
         return self._try(last, inf, forced=True)

@@ -33,12 +33,16 @@ class BatchShape:
     @classmethod
     def of(cls, batch: Batch) -> BatchShape:
         """The shape of what a scheduler put together."""
-        members = []
+        num_new = num_cached = 0
+        num_attended = 0.0
         for one in batch.members:
-            verified = one.num_verified
-            new = one.num_prefill_tokens if verified is None else one.num_prefill_tokens + 1 + verified
-            members.append((new, one.request.num_cached_tokens))
-        return cls.of_members(members)
+            new, cached, verified = one.num_prefill_tokens, one.request.num_cached_tokens, one.num_verified
+            if verified is not None:
+                new += 1 + verified
+            num_new += new
+            num_cached += cached
+            num_attended += new * (cached + new / 2)
+        return cls(num_new, num_attended, num_cached, len(batch.members))
 
     @classmethod
     def of_members(cls, members: Iterable[tuple[int, int]]) -> BatchShape:

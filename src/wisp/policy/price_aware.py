@@ -119,7 +119,9 @@ class PriceAware(StopRule):
                 break
             committed += power
             speed = committed / elapsed
-            fastest = speed if speed > fastest else fastest
+            if speed <= fastest:
+                break  # it rises with the length up to there, and falls from there on
+            fastest = speed
             elapsed += token_time
         return fastest > context.slo_speed and not (late and fastest * context.batch_time < 1.0)
 

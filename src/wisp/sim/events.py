@@ -34,12 +34,17 @@ class Events:
         """Take events, instant by instant; until none is left, `until` is past, or `stop` was called."""
         heap, ending, num_taken = self._heap, self._ending, self.num_taken
         self.running = True
-        while heap and self.running and heap[0][0] <= until:
-            self.now = now = heap[0][0]
-            while heap and heap[0][0] <= now:
+        while heap and self.running:
+            now = heap[0][0]
+            if now > until:
+                break
+            self.now = now
+            while True:
                 _, _, action, argument = heappop(heap)
                 action(argument)
                 num_taken += 1
+                if not heap or heap[0][0] > now:
+                    break
             if ending:
                 for settle in ending:
                     settle()

@@ -141,6 +141,10 @@ class Roofline:
     """Per pair of a position and a token it attends to."""
     _kv_bytes: int = field(init=False, repr=False, compare=False)
     """Per cached token."""
+    _bandwidth: float = field(init=False, repr=False, compare=False)
+    """Bytes per second that are reached; like the following, FLOPs per second."""
+    _matmul_speed: float = field(init=False, repr=False, compare=False)
+    _attention_speed: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8, 16):
@@ -152,6 +156,9 @@ class Roofline:
             )
         model = self.model
         derived = {
+            "_bandwidth": self.gpu.bandwidth * self.bandwidth_efficiency,
+            "_matmul_speed": self.gpu.flops * self.compute_efficiency,
+            "_attention_speed": self.gpu.flops * self.attention_efficiency,
             "_read_time": self.read_bytes / (self.gpu.bandwidth * self.bandwidth_efficiency),
             "_matmul_flops": 2.0 * model.num_matmul_parameters,
             "_attention_flops": 4.0 * model.num_layers * model.num_heads * model.head_dim,
@@ -184,13 +191,13 @@ class Roofline:
 
     def matmul_time(self, num_tokens: int) -> float:
         """Seconds that the matrix products of a step take."""
-        compute = self._matmul_flops * num_tokens / (self.gpu.flops * self.compute_efficiency)
-        return hypot(self._read_time, compute)
+        return hypot(self._read_time, self._matmul_flops * num_tokens / self._matmul_speed)
 
     def attention_time(self, num_cached: int, num_pairs: float) -> float:
         """Seconds for attention over `num_cached` tokens in the cache and `num_pairs` (new, attended) pairs."""
-        read = self._kv_bytes * num_cached / (self.gpu.bandwidth * self.bandwidth_efficiency)
-        return max(read, self._attention_flops * num_pairs / (self.gpu.flops * self.attention_efficiency))
+        read = self._kv_bytes * num_cached / self._bandwidth
+        computed = self._attention_flops * num_pairs / self._attention_speed
+        return read if read > computed else computed
 
     def __call__(self, shape: BatchShape) -> float:
         """Seconds that a batch takes."""

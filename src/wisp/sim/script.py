@@ -15,11 +15,6 @@ Outcome = tuple[int, TokenId | None, FinishReason | None]
 """What the verification of a draft gave: accepted tokens, the one after them if there is one, whether the text ends."""
 
 
-def num_committed(outcome: Outcome) -> int:
-    """Tokens that the verification of a draft committed."""
-    return outcome[0] + (outcome[1] is not None)
-
-
 @dataclass(frozen=True, slots=True)
 class SessionScript:
     """One session as the workload wants it."""

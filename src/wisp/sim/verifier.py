@@ -14,13 +14,14 @@ from typing import Protocol
 from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.scheduler import Scheduler
 from wisp.sim.events import Events
-from wisp.sim.script import Outcome, SessionScript, num_committed
+from wisp.sim.script import Outcome, SessionScript
 from wisp.types import (
     Admitted,
     Batch,
     BatchMember,
     DecodeRequest,
     DraftRequest,
+    FinishReason,
     Hints,
     RetryAfter,
     SessionDemand,
@@ -274,15 +275,15 @@ class Verifier:
             self.events.at(self.events.now + self.after_batch(BatchShape.of(batch)), self._free, num_failures)
         self.watch(batch, started, elapsed)
         verified = [one for one in map(self._member_done, batch.members) if one is not None]
-        committed = sum([num_committed(outcome) for _, _, outcome in verified])
-        self.scheduler.observe(batch, self.events.now, elapsed, committed)
+        num_committed = sum([committed for _, _, _, committed in verified])
+        self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
         prices = self.scheduler.prices()
-        for session, member, outcome in verified:
+        for session, member, outcome, committed in verified:
             hints = Hints(started - member.request.arrival, elapsed, prices)
             if isinstance(session.request, DraftRequest):
                 self._judge(session, session.request, member, outcome, hints)
             else:
-                self._tell_tokens(session, outcome, hints)
+                self._tell_tokens(session, committed, outcome[2], hints)
 
     def _free(self, num_failures: int) -> None:
         """Be ready for the next batch, unless the verifier was lost in the meantime."""
@@ -290,8 +291,11 @@ class Verifier:
             self._busy = self._woken = False
             self._wake()
 
-    def _member_done(self, member: BatchMember) -> tuple[ServedSession, BatchMember, Outcome] | None:
-        """Book what a batch did to a session; None: it was closed in the meantime, or only its history was read."""
+    def _member_done(self, member: BatchMember) -> tuple[ServedSession, BatchMember, Outcome, int] | None:
+        """Book what a batch did to a session, and say how many tokens it committed.
+
+        None: it was closed in the meantime, or only its history was read.
+        """
         session = self._sessions.get(member.request.session_id)
         if session is None:
             return None
@@ -299,10 +303,11 @@ class Verifier:
             self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
             return None
         outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
-        session.num_output += num_committed(outcome)
+        num_committed = outcome[0] + (outcome[1] is not None)
+        session.num_output += num_committed
         session.num_cached = session.script.num_prompt_tokens + session.num_output - 1
         self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
-        return session, member, outcome
+        return session, member, outcome, num_committed
 
     def _judge(
         self, session: ServedSession, request: DraftRequest, member: BatchMember, outcome: Outcome, hints: Hints
@@ -313,19 +318,20 @@ class Verifier:
         accepted, next_token, reason = outcome
         session.send(Verdict(request.round, member.num_verified, accepted, next_token, (), reason, True, hints))
 
-    def _tell_tokens(self, session: ServedSession, outcome: Outcome, hints: Hints) -> None:
+    def _tell_tokens(
+        self, session: ServedSession, num_committed: int, reason: FinishReason | None, hints: Hints
+    ) -> None:
         """Send a verdict per token of plain decoding, which then goes on."""
-        request, num_output, committed = session.request, session.num_output, num_committed(outcome)
+        request, script, last = session.request, session.script, session.num_output - 1
         assert request is not None, "a verdict answers a request"
-        session.tokens_left -= committed
-        reason = outcome[2]
+        session.tokens_left -= num_committed
         going_on = session.tokens_left > 0 and reason is None
-        for position in range(num_output - committed, num_output - 1):
-            session.send(Verdict(request.round, 0, 0, session.script.token(position), (), None, False, hints))
-        token = session.script.token(num_output - 1)
-        session.send(Verdict(request.round, 0, 0, token, (), reason, not going_on, hints))
+        if num_committed > 1:
+            for position in range(session.num_output - num_committed, last):
+                session.send(Verdict(request.round, 0, 0, script.token(position), (), None, False, hints))
+        session.send(Verdict(request.round, 0, 0, script.token(last), (), reason, not going_on, hints))
         if going_on:
-            self._decode_on(session, committed)
+            self._decode_on(session, num_committed)
 
     def _decode_on(self, session: ServedSession, num_committed: int) -> None:
         """Plain decoding's next token is due one token time after the one before."""
