@@ -1,6 +1,8 @@
-"""Prices follow the load: nothing on an idle server; on a saturated one a token of plain decoding costs a token."""
+"""Prices follow the load: nothing on an idle server; on a saturated one what the engine could have committed meanwhile."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -31,19 +33,34 @@ def test_an_idle_server_charges_nothing() -> None:
     assert prices(busy(1.0), 260.0) == Prices()
 
 
-def test_on_a_saturated_server_a_token_of_plain_decoding_costs_a_token() -> None:
-    """Shared between its position and what its round costs besides, as their times are."""
+POSITION = 1e-3 + 2e-3 * 0.8
+"""20 positions at a soft corner of 15."""
+ROUND = 5e-4 + 100e-6
+
+
+def test_on_a_saturated_server_time_costs_what_others_could_have_committed_in_it() -> None:
+    """Plain decoding commits a token in a position and a round, in the share of a batch's time that these take."""
     charged = prices(busy(1.0), 200.0)
-    assert charged.per_position + charged.per_round == pytest.approx(1.0, rel=0.06)
-    position = 1e-3 + 2e-3 * 0.8  # 20 positions at a soft corner of 15
-    assert charged.per_round / charged.per_position == pytest.approx((5e-4 + 100e-6) / position)
+    level = (20 * POSITION + 5 * ROUND) / MODEL.predict(SHAPE)
+    assert charged.per_position + charged.per_round == pytest.approx(level, rel=0.06)
+    assert charged.per_round / charged.per_position == pytest.approx(ROUND / POSITION)
+
+
+def test_an_engine_that_is_busy_with_small_batches_has_time_to_spare() -> None:
+    """One that reads its weights for few positions each time could take others in."""
+    small, large = (model_prices(fixed_s) for fixed_s in (10.0, 0.0))
+    assert small.per_position < 0.02 < 0.5 < large.per_position
+
+
+def model_prices(fixed_s: float) -> Prices:
+    return busy(1.0).prices(replace(MODEL, fixed_s=fixed_s), 200.0, num_filled=MANY, max_requests=MANY)
 
 
 def test_where_few_find_room_in_a_batch_a_round_bears_its_share_of_the_batch() -> None:
-    """So that drafts, which need fewer rounds, cost less than plain decoding."""
+    """So that drafts, which need fewer rounds, cost less than plain decoding, which costs a token."""
     capped, free = prices(busy(1.0), 200.0, max_requests=5), prices(busy(1.0), 200.0)
     assert capped.per_round > 2.0 * free.per_round
-    assert capped.per_position + capped.per_round == pytest.approx(free.per_position + free.per_round)
+    assert capped.per_position + capped.per_round == pytest.approx(1.0, rel=0.06)
 
 
 def test_prices_rise_with_the_load() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
-from wisp.policy.systems import PACED, PUBLISHED
+from wisp.policy.systems import PLUS, PUBLISHED
 from wisp.types import Batch, BatchMember, SessionDemand, SessionId, VerificationRequest
 
 LIMITS = SchedulerLimits(max_batch_requests=8, max_batch_tokens=32, max_prefill_tokens=16)
@@ -70,7 +70,7 @@ PLANS = st.lists(
     min_size=1,
     max_size=14,
 )
-SETTINGS = st.sampled_from([PUBLISHED, PACED])
+SETTINGS = st.sampled_from([PUBLISHED, PLUS, SLOAwareSettings()])
 
 
 @dataclass
@@ -288,7 +288,7 @@ def _has_room(members: list[BatchMember], request: VerificationRequest) -> bool:
     return prefill <= LIMITS.max_prefill_tokens and tokens <= LIMITS.max_batch_tokens
 
 
-@pytest.mark.parametrize("settings", [PUBLISHED, PACED])
+@pytest.mark.parametrize("settings", [PUBLISHED, PLUS, SLOAwareSettings()])
 def test_two_urgent_requests_share_a_batch_on_an_idle_engine(settings: SLOAwareSettings) -> None:
     """However few positions its batches had lately."""
     what = SLOAwareScheduler(LIMITS, Exact(HARDWARE[1]), settings)

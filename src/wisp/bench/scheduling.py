@@ -15,7 +15,7 @@ from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.prices import FleetMeter
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
-from wisp.policy.systems import PACED, PUBLISHED
+from wisp.policy.systems import PLUS, PUBLISHED
 from wisp.sim.estimation import initial_model
 from wisp.sim.hardware import GPUS, MODELS, Roofline
 from wisp.types import SLO, SessionDemand, VerificationRequest
@@ -28,7 +28,7 @@ PROMPT_SHARE = 0.1
 SETTINGS: Mapping[str, SLOAwareSettings] = {
     # Without admission: how many wait is what is varied.
     "wisp": PUBLISHED,
-    "wisp-plus": replace(PACED, max_load=inf, max_entry_wait=inf),
+    "wisp-plus": replace(PLUS, max_load=inf, max_entry_wait=inf),
 }
 BUSY_S = 20.0
 """How long the engine was busy before."""

@@ -4,12 +4,14 @@
     t_n, t_r       seconds of one more position (dT/dn) and of one more round before its first one (d * cached + e), at
                    the recent mean batch; where batches hold fewer rounds than would fill them, a round also takes its
                    part of what every batch costs
-    per position   = pressure * t_n / (t_n + t_r)
-    per round      = pressure * t_r / (t_n + t_r)
+    level          share of the mean batch's time that its rounds cause so: an engine that is busy with small batches
+                   has time to spare, since others could join them
+    per position   = pressure * level * t_n / (t_n + t_r)
+    per round      = pressure * level * t_r / (t_n + t_r)
 
-Both are in tokens, the unit being a token of plain decoding, which takes t_n + t_r: what the engine could have committed
-for others in the time. A drafted token is worth verifying if its survival, the tokens expected of it, exceeds the price
-of a position.
+Both are in tokens. A token of plain decoding takes t_n + t_r, and an engine of that level commits level / (t_n + t_r) of
+them per second: the prices are what it could have committed for others in the time. A drafted token is worth verifying if
+its survival, the tokens expected of it, exceeds the price of a position.
 """
 
 from __future__ import annotations
@@ -106,9 +108,11 @@ class FleetMeter:
         batches, new, attended, cached, requests = self._work.tolist()
         mean = BatchShape(round(new / batches), attended / batches, round(cached / batches), round(requests / batches))
         position, extra = model.marginal_position_time(mean), model.round_time(cached / requests)
-        own = model.predict(mean) - position * mean.num_new - extra * mean.num_requests
+        elapsed = model.predict(mean)
+        own = elapsed - position * mean.num_new - extra * mean.num_requests
         extra += max(0.0, own) * max(0.0, 1.0 / max_requests - 1.0 / max(num_filled, 1.0))
-        unit = pressure / max(position + extra, 1e-12)
+        level = min(1.0, (position * mean.num_new + extra * mean.num_requests) / max(elapsed, 1e-12))
+        unit = pressure * level / max(position + extra, 1e-12)
         return Prices(unit * position, unit * extra)
 
     def _fading(self, now: float) -> float:

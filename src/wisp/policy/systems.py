@@ -82,22 +82,22 @@ def _changed(settings: SLOAwareSettings, terms: SchedulerTerms) -> SLOAwareSetti
 
 PUBLISHED = SLOAwareSettings(eager=True, by_density=True, trims=False, max_load=inf, max_entry_wait=inf)
 """The paper's scheduler as we read it: no waiting for fuller batches, no cut drafts, everybody is admitted."""
-PACED = SLOAwareSettings()
-"""Lazy batches, cut drafts, admission control."""
+PLUS = SLOAwareSettings(eager=True)
+"""By deadline, cut drafts, admission control. Waiting for fuller batches served nobody more (docs/log.md)."""
 
 
 def _published(terms: SchedulerTerms) -> Scheduler:
     return _slo_aware(terms, PUBLISHED)
 
 
-def _paced(terms: SchedulerTerms) -> Scheduler:
-    return _slo_aware(terms, PACED)
+def _plus(terms: SchedulerTerms) -> Scheduler:
+    return _slo_aware(terms, PLUS)
 
 
 def _co_located(terms: SchedulerTerms) -> Scheduler:
     if terms.draft_time is None:
         raise AssertionError("a system that drafts on the server needs a drafter there")
-    inner = _slo_aware(terms, PACED)
+    inner = _slo_aware(terms, PLUS)
     return CoLocatedDrafting(inner, lambda: inner.estimator.model, terms.draft_time)
 
 
@@ -112,7 +112,7 @@ def _static(terms: SchedulerTerms) -> Scheduler:
 
 SYSTEMS: Mapping[str, System] = {
     "centralized": System("plain decoding, first come first served", _fcfs, Drafts.NOWHERE, estimates=False),
-    "centralized-slo": System("plain decoding, WISP+'s scheduler", _paced, Drafts.NOWHERE),
+    "centralized-slo": System("plain decoding, WISP+'s scheduler", _plus, Drafts.NOWHERE),
     "centralized-draft": System("drafter beside the target, WISP+'s scheduler", _co_located, Drafts.ON_SERVER),
     "sled": System(
         "confidence threshold, static batches", _static, Drafts.ON_DEVICES, "confidence", 8, 0.8, estimates=False
@@ -135,6 +135,6 @@ SYSTEMS: Mapping[str, System] = {
         "WISP, first come first served", _fcfs, stop_rule="predicted", max_draft_tokens=12, estimates=False
     ),
     "wisp-plus": System(
-        "price-aware drafts, lazy batches, cut drafts, admission", _paced, stop_rule="price", max_draft_tokens=12
+        "price-aware drafts, batches by deadline, cut drafts, admission", _plus, stop_rule="price", max_draft_tokens=12
     ),
 }

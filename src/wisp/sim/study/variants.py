@@ -11,7 +11,7 @@ from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
 from wisp.policy.static_batches import StaticBatchScheduler
-from wisp.policy.systems import PACED, PUBLISHED, SYSTEMS, SchedulerTerms, System
+from wisp.policy.systems import PLUS, PUBLISHED, SYSTEMS, SchedulerTerms, System
 
 FLUSH_TIME = 0.1
 """Seconds after which a static batch starts although it is not full."""
@@ -57,7 +57,7 @@ def _biased(factor: float, settings: SLOAwareSettings, terms: SchedulerTerms) ->
 
 def biased(name: str, factor: float) -> System:
     """WISP or WISP+ with an estimator that says `factor` times the truth."""
-    settings = {"wisp": PUBLISHED, "wisp-plus": PACED}[name]
+    settings = {"wisp": PUBLISHED, "wisp-plus": PLUS}[name]
     return replace(
         SYSTEMS[name],
         caption=f"{SYSTEMS[name].caption}, batch times estimated {factor:g} times",
