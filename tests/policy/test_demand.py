@@ -6,7 +6,7 @@ import pytest
 
 from wisp.policy.demand import SessionDemands
 from wisp.policy.residency import GONE_AFTER
-from wisp.types import SLO, STARTUP_TIME, SessionDemand
+from wisp.types import SLO, STARTUP_TIME, SessionDemand, VerificationRequest
 
 CLASS = SLO("class", 10.0, 2.0)
 
@@ -16,11 +16,12 @@ def demand(name: str, slo: SLO | None = CLASS) -> SessionDemand:
 
 
 def after_answers(length: int, number: int) -> SessionDemands:
-    """Sessions of that many tokens came and went."""
+    """Sessions of that many tokens came and went; of their prompts, of 100 tokens, 40 had been cached."""
     what = SessionDemands()
     for index in range(number):
         what.admit(demand(f"session {index}"), 0.0)
-        what.ask(f"session {index}", 100 + length - 1, 1.0)
+        what.ask(VerificationRequest(f"session {index}", 1, 100, 40, 0, 1.0), 1.0)
+        what.ask(VerificationRequest(f"session {index}", 2, 100 + length - 1, 100 + length - 2, 0, 1.0), 1.0)
         what.release(f"session {index}")
     return what
 
@@ -40,6 +41,12 @@ def test_short_answers_need_less_than_their_speed() -> None:
 def test_a_few_answers_tell_little() -> None:
     """The first ones to end are short."""
     assert after_answers(30, 15).needed_rate(demand("b"), []) == 10.0
+
+
+def test_what_prompts_take_per_token_is_learned() -> None:
+    """Only what had to be computed counts."""
+    assert after_answers(30, 15).prefill_per_token is None
+    assert after_answers(30, 16).prefill_per_token == pytest.approx(59.0 / 30.0)
 
 
 def test_the_fastest_class_that_is_there() -> None:

@@ -92,6 +92,15 @@ def test_the_typical_round_is_measured() -> None:
     assert busy(0.5, num_committed=0).typical.num_committed == 1.0
 
 
+def test_a_crowd_of_prompts_is_no_lasting_round() -> None:
+    """What prompts take lately is told from what they take on the whole, where that is known."""
+    meter = FleetMeter()
+    meter.observe(BatchShape.of_members([(4, 100)] * 5), 1.0, 0.5, num_rounds=5, num_committed=10, num_prefilled=10)
+    assert meter.lasting(None) == meter.typical
+    assert meter.lasting(0.5).num_new == pytest.approx(2.0 + 0.5 * 2.0)
+    assert FleetMeter().lasting(9.0) == TypicalRound()
+
+
 def test_batches_of_typical_rounds() -> None:
     """So many alike."""
     assert TypicalRound(4.0, 100.0, 2.0).batch(5) == SHAPE

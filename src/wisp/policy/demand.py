@@ -14,7 +14,7 @@ from itertools import takewhile
 from math import inf
 
 from wisp.policy.residency import GONE_AFTER
-from wisp.types import SLO, STARTUP_TIME, SessionDemand, SessionId
+from wisp.types import SLO, STARTUP_TIME, SessionDemand, SessionId, VerificationRequest
 
 _FIRST_TOKEN_SHARE = 0.5
 """Of the first token's time limit, that sessions are expected to wait for it where the engine is busy."""
@@ -35,11 +35,13 @@ class SessionDemands:
         """When each last asked for something, or was served; the longest silent first."""
         self._histories: dict[SessionId, int] = {}
         """Tokens of each when it last asked."""
+        self._prefilled: Counter[SessionId] = Counter()
+        """Positions that its prompt took, and what had to be computed again."""
         self._classes: Counter[SLO | None] = Counter()
         """How many sessions there are of each."""
         self._num_ended = 0
-        self._mean_length = 0.0
-        """Of the answers of those."""
+        self._mean_length = self._mean_prefilled = 0.0
+        """Of the answers of those, and of their prompts as far as those were not cached."""
 
     def admit(self, session: SessionDemand, now: float) -> None:
         """Count a session in; again, with what it needs now, if it is known already."""
@@ -53,16 +55,18 @@ class SessionDemands:
         self._heard.pop(session_id, None)
         self._heard[session_id] = now
 
-    def ask(self, session_id: SessionId, num_history_tokens: int, now: float) -> None:
+    def ask(self, request: VerificationRequest, now: float) -> None:
         """Note that a session asks for a round."""
-        self._histories[session_id] = num_history_tokens
-        self.hear(session_id, now)
+        self._histories[request.session_id] = request.num_history_tokens
+        self._prefilled[request.session_id] += request.num_prefill_tokens
+        self.hear(request.session_id, now)
 
     def release(self, session_id: SessionId) -> None:
-        """Forget a session that ended; its answer's length counts."""
+        """Forget a session that ended; what it took counts."""
         session, history = self.sessions.get(session_id), self._histories.pop(session_id, None)
+        prefilled = self._prefilled.pop(session_id, 0)
         if session is not None and history is not None:
-            self._learn(history + 1.0 - session.num_history_tokens)
+            self._learn(history + 1.0 - session.num_history_tokens, prefilled)
         self._forget(session_id)
         self._heard.pop(session_id, None)
 
@@ -81,6 +85,11 @@ class SessionDemands:
         return sum(number * self._rate(slo) for slo, number in classes.items())
 
     @property
+    def prefill_per_token(self) -> float | None:
+        """Positions of prompts per token of their answers; None: not known yet."""
+        return self._mean_prefilled / self._mean_length if self._num_ended >= _ENOUGH else None
+
+    @property
     def fastest(self) -> float:
         """The highest speed among them, tokens per second; 0: none has one."""
         return max(
@@ -93,9 +102,11 @@ class SessionDemands:
         length = self._mean_length if self._num_ended >= _ENOUGH else inf
         return 1.0 / (1.0 / slo.tokens_per_s + (_FIRST_TOKEN_SHARE * slo.first_token_s + STARTUP_TIME) / length)
 
-    def _learn(self, length: float) -> None:
+    def _learn(self, length: float, num_prefilled: int) -> None:
         self._num_ended += 1
-        self._mean_length += max(_NEWEST, 1.0 / self._num_ended) * (max(length, 1.0) - self._mean_length)
+        weight = max(_NEWEST, 1.0 / self._num_ended)
+        self._mean_length += weight * (max(length, 1.0) - self._mean_length)
+        self._mean_prefilled += weight * (num_prefilled - self._mean_prefilled)
 
     def _forget(self, session_id: SessionId) -> None:
         session = self.sessions.pop(session_id, None)

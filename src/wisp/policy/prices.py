@@ -17,7 +17,7 @@ its survival, the tokens expected of it, exceeds the price of a position.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,17 +66,26 @@ class FleetMeter:
     def __init__(self, settings: MeterSettings | None = None) -> None:
         self._settings = settings or MeterSettings()
         self._now = 0.0
-        self._busy = self._committed = self._rounds = 0.0
+        self._busy = self._committed = self._rounds = self._prefilled = 0.0
         self._work = np.zeros(5)
         """Batches, and the sums of their shapes: new, attended, cached, requests."""
 
-    def observe(self, shape: BatchShape, ended: float, elapsed: float, num_rounds: int, num_committed: int) -> None:
-        """A batch ran; `num_rounds` of its members were verified."""
+    def observe(
+        self,
+        shape: BatchShape,
+        ended: float,
+        elapsed: float,
+        num_rounds: int,
+        num_committed: int,
+        num_prefilled: int = 0,
+    ) -> None:
+        """A batch ran; `num_rounds` of its members were verified, `num_prefilled` of its positions were of prompts."""
         keep = self._fading(ended)
         self._now = max(ended, self._now)
         self._busy = keep * self._busy + elapsed
         self._committed = keep * self._committed + num_committed
         self._rounds = keep * self._rounds + num_rounds
+        self._prefilled = keep * self._prefilled + num_prefilled
         self._work = keep * self._work + (1, shape.num_new, shape.num_attended, shape.num_cached, shape.num_requests)
 
     def utilisation(self, now: float) -> float:
@@ -98,6 +107,17 @@ class FleetMeter:
         _, new, _, cached, requests = self._work.tolist()
         committed = max(1.0, self._committed / self._rounds)
         return TypicalRound(max(1.0, new / self._rounds), cached / requests, committed)
+
+    def lasting(self, prefill_per_token: float | None) -> TypicalRound:
+        """The recent mean round, if prompts take so many positions per committed token, whatever they took lately.
+
+        None: as lately. Where many have just begun, prompts take most of the time for a while.
+        """
+        typical = self.typical
+        if prefill_per_token is None or self._rounds < 1.0:
+            return typical
+        own = typical.num_new - self._prefilled / self._rounds
+        return replace(typical, num_new=max(1.0, own) + prefill_per_token * typical.num_committed)
 
     def prices(self, model: BatchTimeModel, now: float, num_filled: float, max_requests: int) -> Prices:
         """Of a position and of a round, where at most `max_requests` of `num_filled` rounds find room in a batch."""

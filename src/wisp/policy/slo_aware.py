@@ -167,7 +167,7 @@ class SLOAwareScheduler:
 
     def _time_per_token(self) -> float:
         """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
-        typical, predict = self._meter.typical, self.estimator.predict
+        typical, predict = self._meter.lasting(self._demands.prefill_per_token), self.estimator.predict
         limit = typical.num_committed / self._demands.fastest if self._demands.fastest else inf
         low, high = 1, max(1, int(self._most(typical)))
         while low < high:
@@ -182,7 +182,7 @@ class SLOAwareScheduler:
         now = request.arrival if request.arrival > self._now else self._now
         self.cancel(session_id)
         self._away.discard(session_id)
-        self._demands.ask(session_id, request.num_history_tokens, now)
+        self._demands.ask(request, now)
         if session_id in self._residency.sessions:
             self._wait(request)
             return
@@ -251,7 +251,8 @@ class SLOAwareScheduler:
         shape, self._fill = BatchShape.of(batch), None
         self.estimator.observe(shape, elapsed)
         rounds = sum([member.num_verified is not None for member in batch.members])
-        self._meter.observe(shape, now, elapsed, rounds, num_committed)
+        prefilled = sum(member.num_prefill_tokens for member in batch.members)
+        self._meter.observe(shape, now, elapsed, rounds, num_committed, prefilled)
 
     def _dispatch_time(self, now: float) -> float:
         """When to run what waits: `now`, or until when every slack allows to wait for more."""
