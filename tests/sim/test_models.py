@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wisp.errors import ConfigError
-from wisp.sim.acceptance import AcceptanceModel, DrawnFate, stats
+from wisp.sim.acceptance import AcceptanceModel, DrawnFate, TwoWayStats
 from wisp.sim.events import Events
 from wisp.sim.network import Link, LinkModel
 from wisp.sim.scenario import Fleet, Scenario
@@ -67,7 +67,16 @@ def test_acceptance_can_be_certain() -> None:
     """Rates of 0 and 1 are what they say."""
     assert AcceptanceModel(0.0).draw(50, _rng())[0] == bytes([0] * 50)
     assert AcceptanceModel(1.0).draw(50, _rng())[0] == bytes([1] * 50)
-    assert stats(1.0).confidence == 1.0
+    assert TwoWayStats(1.0).confidence == 1.0
+
+
+def test_statistics_of_a_choice_follow_from_its_confidence() -> None:
+    """An even choice is as uncertain as can be; two logits stand half their margin away from their mean."""
+    even, sure = TwoWayStats(0.5), TwoWayStats(0.9)
+    assert (even.entropy, even.margin) == (pytest.approx(math.log(2.0)), 0.0)
+    assert sure.margin == pytest.approx(math.log(9.0))
+    assert sure.logit_std == sure.margin / 2.0
+    assert 0.0 < TwoWayStats(1.0).entropy < sure.entropy < even.entropy
 
 
 def test_lengths_and_arrivals_have_the_mean_and_spread_that_were_asked_for() -> None:

@@ -192,7 +192,7 @@ class SLOAwareScheduler:
     def cancel(self, session_id: SessionId) -> None:
         if session_id in self._waiting.requests:
             self._waiting.remove(session_id)
-        else:
+        elif self._entering:
             self._entering.pop(session_id, None)
 
     def _enter(self, now: float) -> None:

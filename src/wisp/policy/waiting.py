@@ -86,6 +86,7 @@ class WaitingRequests:
         self.by_deadline = Order()
         self.by_density = Order()
         self._places: dict[SessionId, int] = {}
+        """Among equals, of those with a density."""
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -97,7 +98,8 @@ class WaitingRequests:
         if session_id in self.requests:
             self.remove(session_id)
         self._arrivals += 1
-        self._places[session_id] = self._arrivals
+        if density is not None:
+            self._places[session_id] = self._arrivals
         self.by_deadline.put(session_id, latest_start, self._arrivals)
         self._set(request, density)
 
@@ -112,9 +114,11 @@ class WaitingRequests:
         if request is not None:
             self.num_tokens -= _num_tokens(request)
             self.by_deadline.discard(session_id)
-            self.by_density.discard(session_id)
-            self.late.pop(session_id, None)
-            del self._places[session_id]
+            if session_id in self._places:
+                del self._places[session_id]
+                self.by_density.discard(session_id)
+            if self.late:
+                self.late.pop(session_id, None)
 
     def give_up(self, session_id: SessionId) -> None:
         """Move a request to the best-effort lane."""

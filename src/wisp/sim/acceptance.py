@@ -65,7 +65,7 @@ class DrawnFate:
 
     def drafted(self, start: int, index: int) -> tuple[bool, DraftStats] | None:
         position = start + index
-        return self.right[position] == 1, stats(self.predicted[position])
+        return self.right[position] == 1, TwoWayStats(self.predicted[position])
 
     def num_right(self, start: int, num_tokens: int) -> int:
         wrong = self.right.find(0, start, start + num_tokens)
@@ -111,12 +111,32 @@ class StatedConfidence:
         return stats.confidence
 
 
-def stats(predicted: float) -> DraftStats:
-    """Draft statistics of a two-way choice with this confidence: all of them say the same."""
-    p = predicted if 1e-6 < predicted < 1.0 - 1e-6 else min(max(predicted, 1e-6), 1.0 - 1e-6)
-    of_right, of_wrong = math.log(p), math.log(1.0 - p)
-    margin = of_right - of_wrong
-    return DraftStats(predicted, -p * of_right - (1.0 - p) * of_wrong, margin, abs(margin) / 2.0, predicted)
+class TwoWayStats(DraftStats):
+    """Draft statistics of a two-way choice: all of them follow from the confidence, and are worked out when asked for."""
+
+    __slots__ = ()
+
+    def __init__(self, confidence: float) -> None:
+        self.confidence = self.token_probability = confidence  # type: ignore[misc]
+        self.perturbed_margin = None  # type: ignore[misc]
+
+    @property
+    def entropy(self) -> float:
+        p = _within(self.confidence)
+        return -p * math.log(p) - (1.0 - p) * math.log(1.0 - p)
+
+    @property
+    def margin(self) -> float:
+        p = _within(self.confidence)
+        return math.log(p) - math.log(1.0 - p)
+
+    @property
+    def logit_std(self) -> float:
+        return abs(self.margin) / 2.0
+
+
+def _within(confidence: float) -> float:
+    return min(max(confidence, 1e-6), 1.0 - 1e-6)
 
 
 def _correlated(noise: np.ndarray, persistence: float) -> np.ndarray:
