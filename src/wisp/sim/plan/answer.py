@@ -150,7 +150,7 @@ class Answer:
 
     def heads(self) -> Sequence[str]:
         """Of the table's columns, but for the system's."""
-        heads = ["devices served", "give it", "in time per s", "engine busy", "drafts right", "first token, p95 s"]
+        heads = ["devices\nserved", "give it", "in time per s", "engine busy", "drafts right", "first token, p95 s"]
         return heads if self.gpu_price is None else [*heads, "price of 1M"]
 
     def row(self, system: str) -> Sequence[str]:
