@@ -155,7 +155,10 @@ def test_queue_and_cache_are_counted(events: list[Event]) -> None:
     assert 0 <= min(cache) < max(cache) <= SCENARIO.limits.kv_capacity_tokens
 
 
-def test_a_scheduler_that_asks_for_no_times_predicts_none() -> None:
-    """First come, first served does not care."""
-    batches = _watched("centralized").timeline().verifiers[0].batches
-    assert {one.predicted for one in batches} == {None}
+def test_plain_decoding_has_neither_drafts_nor_expected_times() -> None:
+    """First come, first served does not care how long batches take, and its devices only wait."""
+    timeline = _watched("centralized").timeline()
+    assert {one.predicted for one in timeline.verifiers[0].batches} == {None}
+    names = {one["name"] for one in timeline.events() if one["ph"] == "X"}
+    assert names >= {"decoding", "waiting", "in flight", "session"}
+    assert not names & {"drafting", "verifying"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,9 +202,8 @@ def _device_events(pid: int, device: DeviceTimeline) -> Iterator[Event]:
 
 def _drafting(pid: int, drafts: Sequence[tuple[Span, int]]) -> Iterator[Event]:
     """A device that vanishes while it drafts begins anew when it is back: what was under way is cut short."""
-    begins = [span.start for span, _ in drafts]
-    for (span, num_tokens), next_begin in zip(drafts, [*begins[1:], inf], strict=True):
-        shown = Span(span.start, min(span.end, next_begin))
+    for (span, num_tokens), (after, _) in pairwise([*drafts, (Span(inf, inf), 0)]):
+        shown = Span(span.start, min(span.end, after.start))
         yield _slice(pid, DRAFTING, "drafting", shown, {"tokens sent": num_tokens})
 
 
