@@ -8,7 +8,6 @@ The session is the policy object that devices run; server and wire are left out.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -18,7 +17,7 @@ from wisp.engines.base import StepMember
 from wisp.engines.drafter import TransformersDrafter
 from wisp.engines.target import TransformersTarget
 from wisp.metrics import summarise_drafting
-from wisp.policy.controller import FixedLength, RoundContext, StopRule
+from wisp.policy.controller import DraftSoFar, FixedLength, RoundContext, StopRule
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import DraftStats, GenerationRequest, SamplingParams, StopRules, Verdict
 
@@ -34,10 +33,10 @@ class StopWhenTorn(StopRule):
         """The draft model's own confidence."""
         return 0.5 if stats is None else stats.confidence
 
-    def keep_drafting(self, stats: Sequence[DraftStats | None], context: RoundContext) -> bool:
+    def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
         """The rule itself; prices and speeds in `context` are not looked at."""
-        last = stats[-1] if stats else None
-        return len(stats) < self.max_tokens and (last is None or last.margin >= self.margin)
+        last = draft.stats[-1] if draft.stats else None
+        return len(draft.stats) < self.max_tokens and (last is None or last.margin >= self.margin)
 
 
 def write(
