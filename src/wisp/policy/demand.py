@@ -58,7 +58,9 @@ class SessionDemands:
     def ask(self, request: VerificationRequest, now: float) -> None:
         """Note that a session asks for a round."""
         self._histories[request.session_id] = request.num_history_tokens
-        self._prefilled[request.session_id] += request.num_prefill_tokens
+        num_prefill = request.num_prefill_tokens
+        if num_prefill:
+            self._prefilled[request.session_id] += num_prefill
         self.hear(request.session_id, now)
 
     def release(self, session_id: SessionId) -> None:
@@ -81,8 +83,11 @@ class SessionDemands:
 
     def needed_rate(self, another: SessionDemand, gone: list[SessionDemand]) -> float:
         """Tokens per second that all need together, without those that are gone, with one more."""
-        classes = self._classes + Counter({another.slo: 1}) - Counter(one.slo for one in gone)
-        return sum(number * self._rate(slo) for slo, number in classes.items())
+        classes = self._classes.copy()
+        classes[another.slo] += 1
+        for one in gone:
+            classes[one.slo] -= 1
+        return sum([number * self._rate(slo) for slo, number in classes.items() if number])
 
     @property
     def prefill_per_token(self) -> float | None:

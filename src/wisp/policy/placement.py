@@ -20,8 +20,8 @@ Placement = Callable[[str, Loads], int | None]
 
 def least_loaded(key: str, loads: Loads) -> int | None:
     """The verifier with the fewest sessions."""
-    least = min((load for load in loads if load is not None), default=None)
-    return None if least is None else loads.index(least)
+    up = [load for load in loads if load is not None]
+    return loads.index(min(up)) if up else None
 
 
 def by_hash(key: str, loads: Loads) -> int | None:

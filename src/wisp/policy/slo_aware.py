@@ -119,6 +119,8 @@ class SLOAwareScheduler:
         self._now = 0.0
         self._fill: BatchShape | None = None
         """See _fill_shape; None: something that it depends on has changed."""
+        self._per_token: tuple[tuple[float | None, float], float] | None = None
+        """See _time_per_token, with what it was worked out from; None: batches have run since."""
         self._away = Order()
         """Sessions that are drafting, by when their next verdict is probably due."""
 
@@ -161,14 +163,21 @@ class SLOAwareScheduler:
     def _entry_wait(self, session: SessionDemand, now: float) -> float:
         """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
         sessions = self._demands.sessions
-        absent = sessions.keys() - self._residency.sessions
-        outside = (sessions[one].num_history_tokens for one in absent if self._demands.present(one, now, self._waits))
+        inside = self._residency.sessions
+        absent = [one for one in sessions if one not in inside]
+        outside = [sessions[one].num_history_tokens for one in absent if self._demands.present(one, now, self._waits)]
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
     def _time_per_token(self) -> float:
         """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
-        typical, predict = self._meter.lasting(self._demands.prefill_per_token), self.estimator.predict
-        limit = typical.num_committed / self._demands.fastest if self._demands.fastest else inf
+        known = self._demands.prefill_per_token, self._demands.fastest
+        if self._per_token is None or self._per_token[0] != known:
+            self._per_token = known, self._work_out_time_per_token(*known)
+        return self._per_token[1]
+
+    def _work_out_time_per_token(self, prefill_per_token: float | None, fastest: float) -> float:
+        typical, predict = self._meter.lasting(prefill_per_token), self.estimator.predict
+        limit = typical.num_committed / fastest if fastest else inf
         low, high = 1, max(1, int(self._most(typical)))
         while low < high:
             middle = (low + high + 1) // 2
@@ -248,7 +257,7 @@ class SLOAwareScheduler:
         return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
     def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
-        shape, self._fill = BatchShape.of(batch), None
+        shape, self._fill, self._per_token = BatchShape.of(batch), None, None
         self.estimator.observe(shape, elapsed)
         rounds = sum([member.num_verified is not None for member in batch.members])
         prefilled = sum(member.num_prefill_tokens for member in batch.members)

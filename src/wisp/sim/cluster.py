@@ -38,7 +38,7 @@ class Cluster:
 
     def place(self, key: str) -> Verifier | None:
         """The verifier that a session of this device is opened on; None: all are down."""
-        index = self.placement(key, [one.num_sessions if one.is_up else None for one in self.verifiers])
+        index = self.placement(key, [len(one.sessions) if one.is_up else None for one in self.verifiers])
         return None if index is None else self.verifiers[index]
 
     def schedule(self, losses: Sequence[VerifierLoss], at: Callable[[float, Callable[[object], None]], None]) -> None:

@@ -85,7 +85,8 @@ class Verifier:
     scheduler: Scheduler = field(init=False)
     is_up: bool = field(default=True, init=False)
     _num_failures: int = field(default=0, init=False)
-    _sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
+    sessions: dict[SessionId, ServedSession] = field(default_factory=dict, init=False)
+    """Those that were admitted and not closed."""
     _opening: list[ServedSession] = field(default_factory=list, init=False)
     _busy: bool = field(default=False, init=False)
     _woken: bool = field(default=False, init=False)
@@ -96,26 +97,21 @@ class Verifier:
         self.scheduler = self.make_scheduler()
 
     @property
-    def num_sessions(self) -> int:
-        """Those that were admitted and not closed."""
-        return len(self._sessions)
-
-    @property
     def num_cached_tokens(self) -> int:
         """In the KV cache."""
-        return sum(session.num_cached - session.num_swapped for session in self._sessions.values())
+        return sum(session.num_cached - session.num_swapped for session in self.sessions.values())
 
     # Loss
 
     def fail(self, _: object = None) -> None:
         """Lose everything, and every connection."""
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
+        lost = list(self.sessions.values())
+        self.sessions.clear()
         self._opening.clear()
         self._num_failures += 1
         self.is_up = self._woken = self._busy = False
         self._wake_at = inf
-        for session in sessions:
+        for session in lost:
             session.lost()
 
     def restart(self, _: object = None) -> None:
@@ -130,14 +126,14 @@ class Verifier:
         demand = SessionDemand(session.session_id, session.num_tokens, num_left, session.script.slo)
         answer = self.scheduler.admit(demand, self.events.now)
         if isinstance(answer, Admitted):
-            self._sessions[session.session_id] = session
+            self.sessions[session.session_id] = session
             self._opening.append(session)
             self._wake()
         return answer
 
     def ask(self, session: ServedSession, request: DraftRequest | DecodeRequest) -> None:
         """Take a round of a session that has none under way; one that was lost is none any more."""
-        if self._sessions.get(session.session_id) is not session:
+        if self.sessions.get(session.session_id) is not session:
             return
         now = self.events.now
         session.request, session.arrival = request, now
@@ -148,7 +144,7 @@ class Verifier:
 
     def close(self, session: ServedSession) -> None:
         """Forget a session that ended."""
-        if self._sessions.pop(session.session_id, None) is not None:
+        if self.sessions.pop(session.session_id, None) is not None:
             self.scheduler.release(session.session_id)
             self._wake()
 
@@ -168,8 +164,8 @@ class Verifier:
             decision = self.scheduler.schedule(self.events.now)
             evictions = self.scheduler.evictions()
             for session_id in evictions:
-                if session_id in self._sessions:
-                    self._evict(self._sessions[session_id])
+                if session_id in self.sessions:
+                    self._evict(self.sessions[session_id])
             if isinstance(decision, Batch):
                 self._start(decision)
             elif evictions:
@@ -185,7 +181,7 @@ class Verifier:
 
     def _open_waiting(self) -> None:
         for session in self._opening:
-            if session.session_id in self._sessions:
+            if session.session_id in self.sessions:
                 session.is_open = True
                 self.scheduler.cached(session.session_id, 0, self.events.now)
                 if session.request is not None:
@@ -229,7 +225,7 @@ class Verifier:
     def _start(self, batch: Batch) -> None:
         for member in batch.members:
             if member.num_prefill_tokens:
-                self._sessions[member.request.session_id].num_cached += member.num_prefill_tokens
+                self.sessions[member.request.session_id].num_cached += member.num_prefill_tokens
         self._busy, self._wake_at = True, inf
         elapsed = self.batch_time(BatchShape.of(batch)) + self._drafting_time(batch) + self._swapping_time(batch)
         self.events.at(self.events.now + elapsed, self._done, (batch, self.events.now, self._num_failures))
@@ -240,7 +236,7 @@ class Verifier:
             return 0.0
         num_swapped = 0
         for member in batch.members:
-            session = self._sessions[member.request.session_id]
+            session = self.sessions[member.request.session_id]
             num_swapped += session.num_swapped
             session.num_swapped = 0
         return self.swap_s_per_token * num_swapped
@@ -296,7 +292,7 @@ class Verifier:
 
         None: it was closed in the meantime, or only its history was read.
         """
-        session = self._sessions.get(member.request.session_id)
+        session = self.sessions.get(member.request.session_id)
         if session is None:
             return None
         if member.num_verified is None:
