@@ -31,8 +31,8 @@ from wisp.server.stream import DeviceStream
 from wisp.sim.hardware import ServerDrafter
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.script import SessionScript
+from wisp.sim.served import ServedSession
 from wisp.sim.simulator import Simulation
-from wisp.sim.verifier import ServedSession
 from wisp.sim.workload import Lengths, Spread, Workload
 from wisp.types import (
     SLO,

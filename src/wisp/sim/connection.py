@@ -8,7 +8,8 @@ from typing import Protocol
 from wisp.sim.cluster import Cluster
 from wisp.sim.events import Events
 from wisp.sim.network import Link
-from wisp.sim.verifier import ServedSession, Verifier
+from wisp.sim.served import ServedSession
+from wisp.sim.verifier import Verifier
 from wisp.types import Admitted, DecodeRequest, DraftRequest, RetryAfter, Verdict
 
 

@@ -23,7 +23,7 @@ from wisp.sim.connection import Connection
 from wisp.sim.events import Events
 from wisp.sim.network import Churn, Link
 from wisp.sim.script import SessionScript
-from wisp.sim.verifier import ServedSession
+from wisp.sim.served import ServedSession
 from wisp.types import Verdict
 
 

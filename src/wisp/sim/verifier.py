@@ -14,7 +14,8 @@ from typing import Protocol
 from wisp.policy.batch_time import BatchShape, BatchTime
 from wisp.policy.scheduler import Scheduler
 from wisp.sim.events import Events
-from wisp.sim.script import Outcome, SessionScript
+from wisp.sim.script import Outcome
+from wisp.sim.served import ServedSession
 from wisp.types import (
     Admitted,
     Batch,
@@ -27,45 +28,14 @@ from wisp.types import (
     SessionDemand,
     SessionId,
     Verdict,
-    VerificationRequest,
     WaitUntil,
 )
-
-SendsVerdict = Callable[[Verdict], None]
 
 
 class WatchesBatches(Protocol):
     """Is told of every batch when it is done."""
 
     def __call__(self, batch: Batch, started: float, elapsed: float) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class ServedSession:
-    """What the server knows of a session, and the round it is working on."""
-
-    session_id: SessionId
-    script: SessionScript
-    max_new_tokens: int
-    send: SendsVerdict
-    lost: Callable[[], None]
-    """Called when the verifier fails."""
-    num_output: int = 0
-    """Output tokens in its history; more than none when it opens: it was begun elsewhere."""
-    num_cached: int = 0
-    """On the GPU, or in the host's memory."""
-    num_swapped: int = 0
-    """Of those, in the host's memory."""
-    is_open: bool = False
-    request: DraftRequest | DecodeRequest | None = None
-    arrival: float = 0.0
-    deadline: float = 0.0
-    tokens_left: int = 0
-    """Verdicts of this round still to come."""
-
-    @property
-    def num_tokens(self) -> int:
-        return self.script.num_prompt_tokens + self.num_output
 
 
 @dataclass(slots=True)
@@ -200,26 +170,7 @@ class Verifier:
             self._wake()
 
     def _queue(self, session: ServedSession) -> None:
-        request = session.request
-        assert request is not None, "only rounds are queued"
-        num_drafted, max_own_draft = 0, session.tokens_left - 1
-        survival: tuple[float, ...] = ()
-        if isinstance(request, DraftRequest):
-            num_drafted, survival, max_own_draft = len(request.tokens), request.survival, 0
-        self.scheduler.add(
-            VerificationRequest(
-                session.session_id,
-                request.round,
-                session.script.num_prompt_tokens + session.num_output,
-                session.num_cached,
-                num_drafted,
-                session.arrival,
-                survival,
-                session.deadline,
-                session.script.slo,
-                max_own_draft,
-            )
-        )
+        self.scheduler.add(session.verification())
         self._wake()
 
     def _start(self, batch: Batch) -> None:
