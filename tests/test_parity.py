@@ -169,7 +169,7 @@ class LiveVerifier:
     scripts: dict[str, SessionScript]
     served: dict[str, tuple[Receiving, int]] = field(default_factory=dict)
     numbers: count[int] = field(default_factory=lambda: count(1))
-    num_sessions = 0
+    sessions = ()
     is_up = True
 
     def open(self, session: ServedSession) -> Admitted | RetryAfter:
