@@ -68,7 +68,7 @@ class PriceAware(StopRule):
             return False
         if not num_drafted:
             return self._begins(context)
-        if not context.round_time and not _round_time(context):
+        if not _round_time(context):
             return False  # one token is enough to find out
         if self._late(num_drafted, context) and not self._affordable(num_drafted, context):
             return False

@@ -1,13 +1,13 @@
-"""The SLO-aware verification batch scheduler (paper: verification batch scheduler), with lazy dispatch.
+"""The SLO-aware verification batch scheduler (paper: verification batch scheduler).
 
 d_j     deadline of request j's verdict at the server (its return delay is taken off already);  slack_j = d_j - now - V
 V(B)    the estimate of a batch's time, with its safety;  V_fill: of a batch filled to the level below
 level   share of a batch's time that its own rounds cause, the rest being what every batch costs; what the recent load
         needs, and at most `fill`
 
-When:   a batch is dispatched once its waiting positions reach the level, one request is urgent (it cannot wait for two
-        filled batches) or has waited `max_wait`, one is late already, or sessions wait for room in the KV cache: whoever
-        is in it should be done soon.
+When:   as soon as the engine is free (`eager`, as in all rows of systems.py); or lazily, once the waiting positions reach
+        the level, one request is urgent (it cannot wait for two filled batches) or has waited `max_wait`, one is late
+        already, or sessions wait for room in the KV cache: whoever is in it should be done soon.
 What:   1. the oldest request, if it has waited `max_age`: nobody starves
         2. urgent ones by deadline, as long as nobody in the batch misses because of it; one whose deadline cannot be
            kept even by a batch of its own goes to the best-effort lane

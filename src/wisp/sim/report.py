@@ -108,7 +108,7 @@ class Observer:
         batch_time = self.batch_time
 
         def alone(num_new: int, num_cached: int) -> float:
-            return batch_time(BatchShape(num_new, num_new * (num_cached + num_new / 2), num_cached, 1))
+            return batch_time(BatchShape().plus(num_new, num_cached))
 
         # Asked for every member of every batch, and answered alike for most of them.
         self._alone = lru_cache(maxsize=1 << 16)(alone)

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -99,18 +98,18 @@ async def _connected(
         devices.append(EmulatedDevice(script, config, models))
     try:
         for first in range(0, len(devices), _CONNECTING_AT_ONCE):
-            await _together([device.connect() for device in devices[first : first + _CONNECTING_AT_ONCE]])
+            await _connect(devices[first : first + _CONNECTING_AT_ONCE])
         yield devices
     finally:
         await asyncio.gather(*(device.close() for device in devices), return_exceptions=True)
 
 
-async def _together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run them at the same time; raises what the first one that fails raises."""
+async def _connect(devices: Sequence[EmulatedDevice]) -> None:
+    """Connect them at the same time; raises what the first one that fails raises."""
     try:
         async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(call)
+            for device in devices:
+                group.create_task(device.connect())
     except* Exception as errors:  # noqa: BLE001 - raised again
         raise errors.exceptions[0] from None
 

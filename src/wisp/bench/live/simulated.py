@@ -107,7 +107,7 @@ def side_by_side(
 ) -> list[SideBySide]:
     """Every system of a cell, simulated with the first seed; `advance` is called after each.
 
-    None where no load is common to all.
+    Empty where no load is common to all.
     """
     level, found = settings.search.level, []
     for one in cell.systems if cell.common_devices else ():
