@@ -100,7 +100,7 @@ def test_a_session_that_ends_while_its_verifier_is_lost_is_over(after: float) ->
     scenario = replace(BASE, num_verifiers=2, workload=_sessions(0.0, num_output=5))
     whole = Simulation(scenario, CENTRALIZED, 0)
     whole.run()
-    end = whole.observer.judged[0].token_times[-1]
+    end = whole.observer.seen.judged[0].token_times[-1]
     report = _run(replace(scenario, losses=(VerifierLoss(0, end + after),)), "centralized")
     assert (report.num_sessions, report.num_unfinished, report.num_resumed) == (1, 0, 0)
 

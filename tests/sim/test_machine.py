@@ -133,9 +133,9 @@ def test_noise_lengthens_batches_but_not_what_they_are_judged_by() -> None:
     simulations = [Simulation(scenario, SYSTEMS["centralized"], 0) for scenario in (quiet, loud)]
     for simulation in simulations:
         simulation.run()
-    shares = [one.observer.engine_time / one.observer.num_batches for one in simulations]
+    shares = [one.observer.seen.engine_time / one.observer.seen.num_batches for one in simulations]
     assert shares[1] == pytest.approx(2.0 * shares[0], rel=0.05)
-    assert max(simulations[1].observer.interference) < 0.06
+    assert max(simulations[1].observer.seen.interference) < 0.06
 
 
 def test_a_servers_log_adds_its_own_time(tmp_path: Path) -> None:

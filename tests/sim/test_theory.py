@@ -44,7 +44,7 @@ def _queue(arrivals: Sequence[float], largest_batch: int) -> list[float]:
     )
     simulation = Simulation(scenario, SYSTEMS["centralized"], seed=0)
     simulation.run()
-    return simulation.observer.queue_times
+    return simulation.observer.seen.queue_times
 
 
 def _bulk_recursion(arrivals: Sequence[float], largest_batch: int) -> list[float]:

@@ -190,6 +190,10 @@ def simulate(
         Path | None, typer.Option(help="Write what happened when, for ui.perfetto.dev: one system, one run.")
     ] = None,
     trace_devices: Annotated[int, typer.Option(min=0, help="Of the devices, how many are in it.")] = 20,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes for verifiers that share nothing (--placement hash); default: all cores."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Run the live system's policies in virtual time, on modelled hardware and devices."""
@@ -199,10 +203,18 @@ def simulate(
     from wisp.sim.scenario_file import options_of
 
     options = options_of(scenario, preset, _given(context))
-    run_simulation(replace(options, chrome_trace=chrome_trace, trace_devices=trace_devices, json_output=json_output))
+    run_simulation(
+        replace(
+            options,
+            chrome_trace=chrome_trace,
+            trace_devices=trace_devices,
+            workers=workers,
+            json_output=json_output,
+        )
+    )
 
 
-NOT_OF_THE_SCENARIO = frozenset({"scenario", "preset", "chrome_trace", "trace_devices", "json_output"})
+NOT_OF_THE_SCENARIO = frozenset({"scenario", "preset", "chrome_trace", "trace_devices", "workers", "json_output"})
 
 
 def _given(context: typer.Context) -> dict[str, Any]:

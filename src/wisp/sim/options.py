@@ -71,6 +71,8 @@ class SimulationOptions:
     seeds: int = 3
     capacity: bool = False
     settings: tuple[str, ...] = ()
+    workers: int | None = None
+    """Processes for verifiers that share nothing; None: one for each core."""
     json_output: bool = False
     chrome_trace: Path | None = None
     """Where to write what happened when, for a trace viewer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -81,73 +81,41 @@ class Report:
 
 
 @dataclass(slots=True)
-class Observer:
-    """Watches the server's batches and the devices' sessions."""
+class Seen:
+    """What was seen of a run, or of a part of it."""
 
-    batch_time: BatchTime
     start: float
     end: float
     """Of the judged window."""
-    num_verifiers: int = 1
-    num_abandoned: int = field(default=0, init=False)
-    num_resumed: int = field(default=0, init=False)
-    judged: list[SessionOutcome] = field(default_factory=list, init=False)
-    num_missed: int = field(default=0, init=False)
+    num_abandoned: int = 0
+    num_resumed: int = 0
+    judged: list[SessionOutcome] = field(default_factory=list)
+    num_missed: int = 0
     """Of those judged, so far."""
-    queue_times: array[float] = field(default_factory=lambda: array("d"), init=False)
+    queue_times: array[float] = field(default_factory=lambda: array("d"))
     """Of every verified request in the window, in the order of their batches."""
-    interference: array[float] = field(default_factory=lambda: array("d"), init=False)
-    sessions: list[SessionOutcome] = field(default_factory=list, init=False)
-    drafting: DraftingSummary = field(default_factory=lambda: summarise_drafting(()), init=False)
-    _alone: Callable[[int, int], float] = field(init=False)
-    num_batches: int = field(default=0, init=False)
-    num_positions: int = field(default=0, init=False)
-    engine_time: float = field(default=0.0, init=False)
+    interference: array[float] = field(default_factory=lambda: array("d"))
+    sessions: list[SessionOutcome] = field(default_factory=list)
+    drafting: DraftingSummary = field(default_factory=lambda: summarise_drafting(()))
+    num_batches: int = 0
+    num_positions: int = 0
+    engine_time: float = 0.0
 
-    def __post_init__(self) -> None:
-        batch_time = self.batch_time
+    def add(self, other: Seen) -> None:
+        """Take in what was seen of another part."""
+        self.num_abandoned += other.num_abandoned
+        self.num_resumed += other.num_resumed
+        self.judged += other.judged
+        self.num_missed += other.num_missed
+        self.queue_times += other.queue_times
+        self.interference += other.interference
+        self.sessions += other.sessions
+        self.drafting += other.drafting
+        self.num_batches += other.num_batches
+        self.num_positions += other.num_positions
+        self.engine_time += other.engine_time
 
-        def alone(num_new: int, num_cached: int) -> float:
-            return batch_time(BatchShape().plus(num_new, num_cached))
-
-        # Asked for every member of every batch, and answered alike for most of them.
-        self._alone = lru_cache(maxsize=1 << 16)(alone)
-
-    def on_batch(self, batch: Batch, started: float, elapsed: float) -> None:
-        """Take a batch that is done."""
-        if not self.start <= started < self.end:
-            return
-        shape = BatchShape.of(batch)
-        self.num_batches += 1
-        self.num_positions += shape.num_new
-        self.engine_time += elapsed
-        self.queue_times.extend(
-            [started - one.request.arrival for one in batch.members if one.num_verified is not None]
-        )
-        self.interference.extend(verification_interference(batch, self.batch_time(shape), self._alone))
-
-    def judges(self, offered: float, ended: float) -> bool:
-        """Whether a session counts that was offered and ended, or was cut off, at these times."""
-        return offered < self.end and (offered >= self.start or ended >= self.end)
-
-    def on_session(self, session: Session, now: float, *, finished: bool, abandoned: bool = False) -> None:
-        """Take a session that is over, or cut off; one that its user gave up is not judged, but its tokens count."""
-        slo = session.slo or UNLIMITED
-        startup = session.settings.startup_time
-        token_times = array("d", session.token_times)
-        outcome = SessionOutcome(slo, session.started, token_times, finished, startup)
-        self.sessions.append(outcome)
-        if not self.judges(session.started, now):
-            return
-        self.drafting += summarise_drafting(session.records)
-        self.num_resumed += session.epoch
-        if abandoned:
-            self.num_abandoned += 1
-        else:
-            self.judged.append(outcome)
-            self.num_missed += not outcome.attained
-
-    def report(self, num_events: int, now: float) -> Report:
+    def report(self, num_verifiers: int, num_events: int, now: float) -> Report:
         """Add it all up."""
         judged = self.judged
         first_token_times = [session.token_times[0] - session.offered for session in judged if session.token_times]
@@ -166,7 +134,7 @@ class Observer:
             rounds_per_s=num_rounds / length,
             batches_per_s=self.num_batches / length,
             requests_per_batch=num_rounds / self.num_batches if self.num_batches else 0.0,
-            utilisation=self.engine_time / (length * self.num_verifiers),
+            utilisation=self.engine_time / (length * num_verifiers),
             mean_queue_time=_mean(self.queue_times),
             p95_queue_time=_p95(self.queue_times),
             mean_interference=_mean(self.interference),
@@ -180,6 +148,58 @@ class Observer:
 
     def _num_in_window(self, times: Sequence[float]) -> int:
         return bisect_left(times, self.end) - bisect_left(times, self.start)
+
+
+class Observer:
+    """Watches the server's batches and the devices' sessions."""
+
+    __slots__ = ("_alone", "batch_time", "seen")
+
+    def __init__(self, batch_time: BatchTime, start: float, end: float) -> None:
+        """Sessions are judged that are offered from `start` to `end`, seconds."""
+        self.batch_time = batch_time
+        self.seen = Seen(start, end)
+        # Asked for every member of every batch, and answered alike for most of them.
+        self._alone = lru_cache(maxsize=1 << 16)(
+            lambda num_new, num_cached: batch_time(BatchShape().plus(num_new, num_cached))
+        )
+
+    def on_batch(self, batch: Batch, started: float, elapsed: float) -> None:
+        """Take a batch that is done."""
+        seen = self.seen
+        if not seen.start <= started < seen.end:
+            return
+        shape = BatchShape.of(batch)
+        seen.num_batches += 1
+        seen.num_positions += shape.num_new
+        seen.engine_time += elapsed
+        seen.queue_times.extend(
+            [started - one.request.arrival for one in batch.members if one.num_verified is not None]
+        )
+        seen.interference.extend(verification_interference(batch, self.batch_time(shape), self._alone))
+
+    def judges(self, offered: float, ended: float) -> bool:
+        """Whether a session counts that was offered and ended, or was cut off, at these times."""
+        start, end = self.seen.start, self.seen.end
+        return offered < end and (offered >= start or ended >= end)
+
+    def on_session(self, session: Session, now: float, *, finished: bool, abandoned: bool = False) -> None:
+        """Take a session that is over, or cut off; one that its user gave up is not judged, but its tokens count."""
+        seen = self.seen
+        slo = session.slo or UNLIMITED
+        startup = session.settings.startup_time
+        token_times = array("d", session.token_times)
+        outcome = SessionOutcome(slo, session.started, token_times, finished, startup)
+        seen.sessions.append(outcome)
+        if not self.judges(session.started, now):
+            return
+        seen.drafting += summarise_drafting(session.records)
+        seen.num_resumed += session.epoch
+        if abandoned:
+            seen.num_abandoned += 1
+        else:
+            seen.judged.append(outcome)
+            seen.num_missed += not outcome.attained
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -106,3 +106,8 @@ class Scenario:
     def end(self) -> float:
         """When the time that is judged ends."""
         return self.warmup + self.duration
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a fleet asks again and again, rather than sessions coming by themselves."""
+        return self.workload.arrivals is None and not self.workload.trace

@@ -7,7 +7,7 @@ same seed brings the same devices, prompts, answers and pauses, and runs of diff
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,7 @@ from wisp.sim.events import Events
 from wisp.sim.hardware import noisy
 from wisp.sim.network import Link
 from wisp.sim.oracle import Oracle, OracleDevice
-from wisp.sim.report import Observer, Report
+from wisp.sim.report import Observer, Report, Seen
 from wisp.sim.scenario import Scenario
 from wisp.sim.script import SessionScript
 from wisp.sim.verifier import Verifier
@@ -43,6 +43,14 @@ _FRESH = np.random.Philox(key=0).state
 """A stream's state at its beginning, but for the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One verifier, and the devices whose sessions it alone serves."""
+
+    verifier: int
+    devices: Sequence[int]
+
+
 @dataclass(slots=True)
 class Simulation:
     """A scenario under one system and one seed; `run` it once."""
@@ -52,6 +60,8 @@ class Simulation:
     seed: int
     level: float = 0.0
     """The run is given up once fewer than this share of its sessions can still be attained: all that it then tells."""
+    part: Part | None = None
+    """Only this part of a closed fleet; None: all of it."""
     events: Events = field(default_factory=Events, init=False)
     observer: Observer = field(init=False)
     cluster: Cluster = field(init=False)
@@ -66,9 +76,10 @@ class Simulation:
     def __post_init__(self) -> None:
         scenario, system = self.scenario, self.system
         self._passing = self.rng(SESSIONS)
-        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end, scenario.num_verifiers)
-        terms = _terms(scenario, system)
-        verifiers = [self._verifier(index, terms) for index in range(scenario.num_verifiers)]
+        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end)
+        terms, part = _terms(scenario, system), self.part
+        indices = range(scenario.num_verifiers) if part is None else (part.verifier,)
+        verifiers = [self._verifier(index, terms) for index in indices]
         self.cluster = Cluster(verifiers, scenario.placement, scenario.limits.retry_after)
         self.cluster.schedule(scenario.losses, self.events.at)
         self._rules = DeviceRules(
@@ -83,13 +94,18 @@ class Simulation:
 
     def run(self, progress: Progress | None = None) -> Report:
         """Run until every judged session has ended, or the drain is over."""
-        with _uncollected():
-            return self._run(progress)
+        return self.watch(progress).report(self.scenario.num_verifiers, self.events.num_taken, self.events.now)
 
-    def _run(self, progress: Progress | None) -> Report:
+    def watch(self, progress: Progress | None = None) -> Seen:
+        """The same, but return what was seen."""
+        with _uncollected():
+            self._run(progress)
+        return self.observer.seen
+
+    def _run(self, progress: Progress | None) -> None:
         scenario, events = self.scenario, self.events
-        if scenario.workload.arrivals is None and not scenario.workload.trace:
-            for index in range(scenario.num_devices):
+        if scenario.is_closed:
+            for index in range(scenario.num_devices) if self.part is None else self.part.devices:
                 events.at(scenario.ramp * index / scenario.num_devices, self._begin, self._device(index))
         else:
             self._await_arrival()
@@ -101,7 +117,6 @@ class Simulation:
         for device in self._running.values():
             if device.session is not None:
                 self.observer.on_session(device.session, events.now, finished=False)
-        return self.observer.report(events.num_taken, events.now)
 
     def rng(self, purpose: int, device: int = 0, session: int = 0) -> np.random.Generator:
         """The random stream of one purpose, of one device and session: counter-based, so that none needs another."""
@@ -165,14 +180,15 @@ class Simulation:
         self._num_awaited -= session.started < self.scenario.end
         if self.events.now >= self.scenario.end:
             self._stop_if_done()
-        if self.scenario.workload.arrivals is None and not self.scenario.workload.trace:
+        if self.scenario.is_closed:
             pause = self.scenario.workload.pause(self._passing_rng(PAUSES, int(device.name), device.num_sessions))
             self.events.at(self.events.now + pause, self._begin, device)
 
     def _stop_if_done(self, _: None = None) -> None:
         """Once all judged sessions have ended, or too many of them have missed."""
-        num_judged = len(self.observer.judged) + self._num_awaited
-        if not self._num_awaited or self.observer.num_missed > (1.0 - self.level) * num_judged:
+        seen = self.observer.seen
+        num_judged = len(seen.judged) + self._num_awaited
+        if not self._num_awaited or seen.num_missed > (1.0 - self.level) * num_judged:
             self.events.stop()
 
     # Open arrivals

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
-from multiprocessing import active_children, get_context
 
 from wisp.errors import ConfigError
 from wisp.sim.capacity import search
+from wisp.sim.processes import processes
 from wisp.sim.simulator import simulate
 from wisp.sim.study.fingerprint import fingerprint
 from wisp.sim.study.model import AT_CAPACITY, Figures, Point, PointId, Study, Task, figures, of_capacity, of_fleet
@@ -72,19 +71,8 @@ def _run(tasks: list[Task], points: Points, workers: int) -> Iterator[tuple[Task
             points[task.id] = measure(task, _start(task, points))
             yield task, points[task.id]
         return
-    # Forked children would inherit the progress display's thread and its locks.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts_to_parent) as pool:
-        try:
-            yield from _run_in(pool, tasks, points, workers)
-        except BaseException:
-            # What they are at may take minutes, and will be run again.
-            for child in active_children():
-                child.terminate()
-            raise
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with processes(workers) as pool:
+        yield from _run_in(pool, tasks, points, workers)
 
 
 def _run_in(pool: Executor, tasks: list[Task], points: Points, workers: int) -> Iterator[tuple[Task, Point]]:
