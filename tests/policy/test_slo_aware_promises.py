@@ -1,7 +1,8 @@
 """What the SLO-aware scheduler promises whatever comes, where it knows exactly how long batches take.
 
 Sessions ask round after round on virtual time, under the settings of WISP and of WISP+. V(B) is a batch's time; a request
-can be kept if the batches that answer it, with nobody else in them, are done by its deadline.
+can be kept if the batches that answer it, with nobody else in them, are done by its deadline. While others are late already,
+it has to have time for a batch of as many of them as well.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class Fleet:
         )
 
     def _urgent(self) -> list[VerificationRequest]:
+        self.scheduler._least = self.scheduler._least_time()
         waiting, horizon = self.scheduler._waiting, self.now + self.scheduler._horizon()
         entries = sorted(waiting.by_deadline._current.values())
         return [waiting.requests[name] for latest_start, _, name in entries if latest_start <= horizon]
@@ -166,7 +168,8 @@ class Fleet:
         while prefill > chunk:
             alone += self.hardware.predict(BatchShape().plus(chunk, cached))
             prefill, cached = prefill - chunk, cached + chunk
-        return self.left(request) - alone - self.hardware.predict(BatchShape().plus(prefill + 1, cached))
+        alone += self.hardware.predict(BatchShape().plus(prefill + 1, cached))
+        return self.left(request) - max(alone, self.scheduler._least)
 
     def first_by_age(self, batch: Batch) -> list[BatchMember]:
         """The member that went first since it had waited too long, if there is one."""

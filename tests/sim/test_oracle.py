@@ -56,9 +56,11 @@ def test_nothing_is_drafted_where_nothing_is_right() -> None:
 
 
 def test_it_serves_no_fewer_devices_than_wisp_plus() -> None:
-    """But for one, by chance."""
-    ours, bound = (capacity(scenario(), system, 0) for system in (SYSTEMS["wisp-plus"], ORACLE))
-    assert bound >= ours - 1 > 0
+    """Over three seeds: with one, either may be lucky."""
+    ours, bound = (
+        sum(capacity(scenario(), system, seed) for seed in range(3)) for system in (SYSTEMS["wisp-plus"], ORACLE)
+    )
+    assert bound >= ours > 0
 
 
 def test_its_estimates_are_the_hardware() -> None:

@@ -81,7 +81,7 @@ def test_what_is_given_overrides_the_file(tmp_path: Path) -> None:
 def test_everything_can_be_said() -> None:
     """Every field of the options has its key, but for what is shown and where."""
     options = {one.name for kind in (SimulationOptions, MachineOptions) for one in fields(kind)}
-    shown = {"machine", "json_output", "chrome_trace", "trace_devices"}
+    shown = {"machine", "json_output", "chrome_trace", "trace_devices", "workers"}
     assert {key.field for key in BY_NAME.values()} == options - shown
     assert len(BY_NAME) == sum(map(len, KEYS.values()))
 

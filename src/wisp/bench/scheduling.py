@@ -28,7 +28,7 @@ PROMPT_SHARE = 0.1
 SETTINGS: Mapping[str, SLOAwareSettings] = {
     # Without admission: how many wait is what is varied.
     "wisp": PUBLISHED,
-    "wisp-plus": replace(PLUS, max_load=inf, max_entry_wait=inf),
+    "wisp-plus": replace(PLUS, max_load=inf, max_first_wait=inf),
 }
 BUSY_S = 20.0
 """How long the engine was busy before."""

@@ -42,6 +42,8 @@ class TypicalRound:
     num_new: float = 4.0
     num_cached: float = 256.0
     num_committed: float = 2.0
+    num_prefill: float = 0.0
+    """Of the new positions, those of prompts."""
 
     def batch(self, size: int) -> BatchShape:
         """The shape of a batch of `size` such rounds."""
@@ -106,7 +108,7 @@ class FleetMeter:
             return TypicalRound()
         _, new, _, cached, requests = self._work.tolist()
         committed = max(1.0, self._committed / self._rounds)
-        return TypicalRound(max(1.0, new / self._rounds), cached / requests, committed)
+        return TypicalRound(max(1.0, new / self._rounds), cached / requests, committed, self._prefilled / self._rounds)
 
     def lasting(self, prefill_per_token: float | None) -> TypicalRound:
         """The recent mean round, if prompts take so many positions per committed token, whatever they took lately.
@@ -116,8 +118,8 @@ class FleetMeter:
         typical = self.typical
         if prefill_per_token is None or self._rounds < 1.0:
             return typical
-        own = typical.num_new - self._prefilled / self._rounds
-        return replace(typical, num_new=max(1.0, own) + prefill_per_token * typical.num_committed)
+        own, prefill = typical.num_new - typical.num_prefill, prefill_per_token * typical.num_committed
+        return replace(typical, num_new=max(1.0, own) + prefill, num_prefill=prefill)
 
     def prices(self, model: BatchTimeModel, now: float, num_filled: float, max_requests: int) -> Prices:
         """Of a position and of a round, where at most `max_requests` of `num_filled` rounds find room in a batch."""

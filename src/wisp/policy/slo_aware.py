@@ -86,8 +86,9 @@ class SLOAwareSettings:
     """Seconds after which a request goes first, whatever its deadline and density."""
     max_load: float = 0.9
     """Share of the engine's time that admitted sessions may need to keep their deadlines."""
-    max_entry_wait: float = 0.8
-    """Share of its first token's time limit that a new session may have to wait for room in the KV cache."""
+    max_first_wait: float = 0.7
+    """Share of its first token's time limit that a new session may have to wait for room in the KV cache, and then for
+    the prompts before it and its own."""
     kv_reserve: float = RESERVE
     """Share of the KV cache that is kept free for growth when a session enters."""
     max_skipped: int = 32
@@ -121,6 +122,8 @@ class SLOAwareScheduler:
         """See _fill_shape; None: something that it depends on has changed."""
         self._per_token: tuple[tuple[float | None, float], float] | None = None
         """See _time_per_token, with what it was worked out from; None: batches have run since."""
+        self._least = 0.0
+        """See _least_time, at the last decision."""
         self._away = Order()
         """Sessions that are drafting, by when their next verdict is probably due."""
 
@@ -153,8 +156,11 @@ class SLOAwareScheduler:
         gone = self._demands.gone(now, self._waits)
         if self._demands.needed_rate(session, gone) * self._time_per_token() > self._settings.max_load:
             return f"the {num_sessions - len(gone)} sessions that are under way take all of its time"
-        if self._entry_wait(session, now) > self._settings.max_entry_wait * _first_token_s(session):
+        limit = self._settings.max_first_wait * _first_token_s(session)
+        if (entry := self._entry_wait(session, now)) > limit:
             return f"its KV cache is full, and others of the {num_sessions} sessions wait for room in it"
+        if entry + self._prompt_wait(session) > limit:
+            return f"others of the {num_sessions} sessions wait for their prompts to be read"
         return None
 
     def _waits(self, session_id: SessionId) -> bool:
@@ -168,6 +174,14 @@ class SLOAwareScheduler:
         outside = [sessions[one].num_history_tokens for one in absent if self._demands.present(one, now, self._waits)]
         return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
 
+    def _prompt_wait(self, session: SessionDemand) -> float:
+        """Seconds that the prompts that wait take with this one, beside the rounds that go with them."""
+        typical = self._meter.lasting(self._demands.prefill_per_token)
+        if not typical.num_prefill:
+            return 0.0
+        num_rounds = (self._waiting.num_prefill_tokens + session.num_history_tokens) / typical.num_prefill
+        return num_rounds * typical.num_committed * self._time_per_token()
+
     def _time_per_token(self) -> float:
         """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
         known = self._demands.prefill_per_token, self._demands.fastest
@@ -176,13 +190,19 @@ class SLOAwareScheduler:
         return self._per_token[1]
 
     def _work_out_time_per_token(self, prefill_per_token: float | None, fastest: float) -> float:
-        typical, predict = self._meter.lasting(prefill_per_token), self.estimator.predict
+        typical = self._meter.lasting(prefill_per_token)
+        size = self._largest(typical, self._most(typical), fastest)
+        return self.estimator.predict(typical.batch(size)) / (size * typical.num_committed)
+
+    def _largest(self, typical: TypicalRound, most: float, fastest: float) -> int:
+        """Such rounds, at most so many, in a batch that whoever is fastest can wait for, time and again; at least 1."""
         limit = typical.num_committed / fastest if fastest else inf
-        low, high = 1, max(1, int(self._most(typical)))
+        low, high = 1, max(1, int(most))
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if predict(typical.batch(middle)) <= limit else (low, middle - 1)
-        return predict(typical.batch(low)) / (low * typical.num_committed)
+            fits = self.estimator.predict(typical.batch(middle)) <= limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
     # The queue
 
@@ -235,6 +255,7 @@ class SLOAwareScheduler:
 
     def schedule(self, now: float) -> Batch | WaitUntil:
         self._now, self._fill = max(now, self._now), None
+        self._least = self._least_time()
         self._enter(now)
         until = self._dispatch_time(now)
         if until > now:
@@ -283,12 +304,11 @@ class SLOAwareScheduler:
             batch.add(oldest, _worthwhile(oldest, price), self._time_to_keep(oldest, now))
         self._add_urgent(batch, now, price)
         batch.protect(self._patience(batch, now))
+        self._add_rest(batch, now, price)
         if self._waiting.late:
             for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
                 # Its prompt may have gone faster than was thought.
                 batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
-            batch.protect(self._patience(batch, now))
-        self._add_rest(batch, now, price)
         return iter(batch.members.values())
 
     def _add_urgent(self, batch: Assembly, now: float, price: float) -> None:
@@ -298,12 +318,12 @@ class SLOAwareScheduler:
             request = next(self._not_in(batch, urgent), None)
             if request is None:
                 return
-            time_left, alone = request.deadline - now, self._time_alone(request)
-            if alone > time_left:
+            time_left, needed = request.deadline - now, self._time_needed(request)
+            if needed > time_left:
                 self._waiting.give_up(request.session_id)
                 given_up += 1
             elif not batch.add(request, _worthwhile(request, price), time_left):
-                batch.protect(time_left - alone)
+                batch.protect(time_left - needed)
                 skipped += 1
 
     def _add_rest(self, batch: Assembly, now: float, price: float) -> None:
@@ -366,15 +386,20 @@ class SLOAwareScheduler:
 
     def _most(self, typical: TypicalRound) -> float:
         """Such rounds that a batch may hold."""
-        return min(self._limits.max_batch_requests, self._limits.max_batch_tokens / typical.num_new)
+        limits = self._limits
+        by_prompts = limits.max_prefill_tokens / typical.num_prefill if typical.num_prefill else inf
+        return min(limits.max_batch_requests, limits.max_batch_tokens / typical.num_new, by_prompts)
 
     def _horizon(self) -> float:
         """Two filled batches: what cannot wait for so long is urgent."""
-        return 2.0 * self.estimator.upper(self._fill_shape())
+        return 2.0 * self._fill_time()
+
+    def _fill_time(self) -> float:
+        return max(self._least, self.estimator.upper(self._fill_shape()))
 
     def _patience(self, batch: Assembly, now: float) -> float:
         """How long a batch may take that nobody is in a hurry for: a filled one may follow it, for whoever is next."""
-        fill = self.estimator.upper(self._fill_shape())
+        fill = self._fill_time()
         again = min(map(self._next_due, batch.members.values()), default=inf)
         next_due = min(self._waiting.by_deadline.first_key, self._away.first_key, again)
         return max(fill, next_due - now - fill)
@@ -382,7 +407,25 @@ class SLOAwareScheduler:
     def _time_to_keep(self, request: VerificationRequest, now: float) -> float:
         """How long a batch may take for a request's sake; inf: its deadline cannot be kept anyhow."""
         time_left = request.deadline - now
-        return time_left if time_left >= self._time_alone(request) else inf
+        return time_left if time_left >= self._time_needed(request) else inf
+
+    def _time_needed(self, request: VerificationRequest) -> float:
+        """What has to be left for its deadline to be kept: a batch of its own, or the least that batches take."""
+        return max(self._least, self._time_alone(request))
+
+    def _least_time(self) -> float:
+        """Seconds of the batches that nobody's deadline may make smaller: those that whoever is late already would fill.
+
+        Where there is more to do than can be done, somebody is always in a hurry. Served almost alone, he keeps his
+        deadline, and the engine does a fraction of what it could: ever more are late.
+        """
+        num_late = len(self._waiting.late)
+        if not num_late:
+            return 0.0
+        typical = self._meter.typical
+        full = min(typical.filled(self.estimator.model, self._settings.fill), self._most(typical))
+        size = self._largest(typical, min(num_late, full), self._demands.fastest)
+        return self.estimator.upper(typical.batch(size))
 
     def _time_alone(self, request: VerificationRequest) -> float:
         """Of the batches that it takes to answer it, with nobody else in them."""

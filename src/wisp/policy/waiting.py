@@ -81,6 +81,8 @@ class WaitingRequests:
         """In the order of arrival."""
         self.num_tokens = 0
         """Positions that they need, all together."""
+        self.num_prefill_tokens = 0
+        """Of these, those of prompts, or of what else of a history has to be computed first."""
         self.late: dict[SessionId, None] = {}
         """The best-effort lane: those that cannot keep their deadline any more, in the order in which this was seen."""
         self.by_deadline = Order()
@@ -105,14 +107,14 @@ class WaitingRequests:
 
     def update(self, request: VerificationRequest, density: float | None) -> None:
         """Note that more, or less, of a request's history is cached; it keeps its place."""
-        self.num_tokens -= _num_tokens(self.requests[request.session_id])
+        self._uncount(self.requests[request.session_id])
         self._set(request, density)
 
     def remove(self, session_id: SessionId) -> None:
         """Take a session's request out, if it has one."""
         request = self.requests.pop(session_id, None)
         if request is not None:
-            self.num_tokens -= _num_tokens(request)
+            self._uncount(request)
             self.by_deadline.discard(session_id)
             if session_id in self._places:
                 del self._places[session_id]
@@ -134,8 +136,13 @@ class WaitingRequests:
     def _set(self, request: VerificationRequest, density: float | None) -> None:
         self.requests[request.session_id] = request
         self.num_tokens += _num_tokens(request)
+        self.num_prefill_tokens += request.num_prefill_tokens
         if density is not None and request.session_id not in self.late:
             self.by_density.put(request.session_id, -density, self._places[request.session_id])
+
+    def _uncount(self, request: VerificationRequest) -> None:
+        self.num_tokens -= _num_tokens(request)
+        self.num_prefill_tokens -= request.num_prefill_tokens
 
 
 def _num_tokens(request: VerificationRequest) -> int:
