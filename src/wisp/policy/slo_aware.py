@@ -10,13 +10,14 @@ When:   as soon as the engine is free (`eager`, as in all rows of systems.py); o
         already, or sessions wait for room in the KV cache: whoever is in it should be done soon.
 What:   1. the oldest request, if it has waited `max_age`: nobody starves
         2. urgent ones by deadline, as long as nobody in the batch misses because of it; one whose deadline cannot be
-           kept even by a batch of its own goes to the best-effort lane
-        3. the best-effort lane, as long as nobody misses because of it
-        4. the others by deadline (the paper: by density g_j / deltaV_j, g_j = 1 + sum of survival), as long as a filled
+           kept even by a batch of its own, or one as long as those who are late would fill, goes to the best-effort lane
+        3. the others by deadline (the paper: by density g_j / deltaV_j, g_j = 1 + sum of survival), as long as a filled
            batch can still follow for whoever is due next, those who are drafting now included, or could not anyhow
+        4. the best-effort lane, as long as nobody misses because of it (the paper's row: before 3)
 How much: a draft's tail is cut where its survival falls below the price of a position.
 Who:    sessions are admitted while those there can keep their deadlines (demand.py), by the estimate, and would not wait too
-        long for room in the KV cache. They enter the cache one after the other, and stay until they end or are gone.
+        long for room in the KV cache and for the prompts before them. They enter the cache one after the other, and stay
+        until they end or are gone.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class SLOAwareSettings:
     """Whether the engine never waits for a fuller batch."""
     by_density: bool = False
     """Whether requests that are not urgent go by density (the paper's rule), and not by deadline as well."""
+    late_last: bool = True
+    """Whether requests that are late already come after all others, and batches may be as long as they would fill."""
     trims: bool = True
     """Whether drafts are cut where their survival falls below the price of a position."""
     max_age: float = 5.0
@@ -304,11 +307,13 @@ class SLOAwareScheduler:
             batch.add(oldest, _worthwhile(oldest, price), self._time_to_keep(oldest, now))
         self._add_urgent(batch, now, price)
         batch.protect(self._patience(batch, now))
-        self._add_rest(batch, now, price)
-        if self._waiting.late:
-            for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
-                # Its prompt may have gone faster than was thought.
-                batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
+        if self._settings.late_last:
+            self._add_rest(batch, now, price)
+            self._add_late(batch, now, price)
+        else:
+            self._add_late(batch, now, price)
+            batch.protect(self._patience(batch, now))
+            self._add_rest(batch, now, price)
         return iter(batch.members.values())
 
     def _add_urgent(self, batch: Assembly, now: float, price: float) -> None:
@@ -325,6 +330,11 @@ class SLOAwareScheduler:
             elif not batch.add(request, _worthwhile(request, price), time_left):
                 batch.protect(time_left - needed)
                 skipped += 1
+
+    def _add_late(self, batch: Assembly, now: float, price: float) -> None:
+        for request in self._not_in(batch, islice(self._waiting.late, 2 * self._settings.max_skipped)):
+            # Its prompt may have gone faster than was thought.
+            batch.add(request, _worthwhile(request, price), self._time_to_keep(request, now))
 
     def _add_rest(self, batch: Assembly, now: float, price: float) -> None:
         skipped = 0
@@ -420,7 +430,7 @@ class SLOAwareScheduler:
         deadline, and the engine does a fraction of what it could: ever more are late.
         """
         num_late = len(self._waiting.late)
-        if not num_late:
+        if not num_late or not self._settings.late_last:
             return 0.0
         typical = self._meter.typical
         full = min(typical.filled(self.estimator.model, self._settings.fill), self._most(typical))
