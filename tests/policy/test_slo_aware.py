@@ -98,6 +98,36 @@ def test_what_cannot_be_in_time_any_more_makes_room() -> None:
     assert names(what.schedule(1.0)) == ["hopeless"]
 
 
+def test_whoever_is_late_comes_last() -> None:
+    """Nobody else becomes late for his sake; under WISP as published he comes before those who are not urgent."""
+
+    def served(settings: SLOAwareSettings) -> list[str]:
+        what = scheduler(settings, replace(LIMITS, max_batch_requests=2))
+        what.add(request("hopeless", deadline=0.5, draft=1))
+        what.add(request("patient", deadline=90.0, draft=1))
+        what.add(request("more patient", deadline=91.0, draft=1))
+        return names(what.schedule(0.0))
+
+    assert served(EAGER) == ["patient", "more patient"]
+    assert served(replace(EAGER, late_last=False)) == ["hopeless", "patient"]
+
+
+def test_nobodys_deadline_makes_a_batch_smaller_than_the_late_would_fill() -> None:
+    """Who could only be kept by a batch of his own joins them: else there is always one, and ever more are late."""
+
+    def served(settings: SLOAwareSettings) -> list[str]:
+        what = scheduler(settings, model=BatchTimeModel(fixed_s=1.0, per_token_s=0.05))
+        what.add(request("pressing", deadline=1.42, draft=7))
+        for index in range(10):
+            what.add(request(f"late {index}", deadline=0.5))
+        assert names(what.schedule(0.0)) == ["pressing"], "and the others are found late"
+        what.add(request("pressing again", deadline=3.42, draft=7, arrival=2.0))
+        return names(what.schedule(2.0))
+
+    assert served(replace(EAGER, late_last=False)) == ["pressing again"]
+    assert served(EAGER) == [*(f"late {index}" for index in range(10)), "pressing again"]
+
+
 def test_the_oldest_goes_first_in_the_end() -> None:
     """Ageing: under a stream of urgent requests everybody is served."""
     what = scheduler(replace(EAGER, max_age=5.0))
@@ -273,6 +303,22 @@ def test_admission_asks_how_long_the_cache_stays_full() -> None:
     assert isinstance(refused, RetryAfter)
     assert "its KV cache is full" in refused.reason
     assert what.admit(SessionDemand("e", 600, 1), 0.0) == Admitted(), "it has no deadline"
+
+
+def test_admission_asks_how_long_prompts_wait() -> None:
+    """A session that would be read too late for its first token is refused; one with more patience is not."""
+    what = scheduler()
+    now = 0.0
+    for index in range(8):
+        what.add(request(str(index), prefill=16, arrival=now))
+        now = run(what, what.schedule(now), now, committed=1)
+    for index in range(4):
+        assert what.admit(SessionDemand(f"before {index}", 100, 10), now) == Admitted()
+        what.add(request(f"before {index}", num_history_tokens=100, num_cached_tokens=0, arrival=now))
+    refused = what.admit(SessionDemand("a", 100, 10, SLO("hasty", 1e-6, 20.0)), now)
+    assert isinstance(refused, RetryAfter)
+    assert "wait for their prompts to be read" in refused.reason
+    assert what.admit(SessionDemand("a", 100, 10, SLO("patient", 1e-6, 1000.0)), now) == Admitted()
 
 
 def test_requests_wait_for_room_in_the_cache_and_nobody_overtakes() -> None:

@@ -53,9 +53,9 @@ def test_tokens_and_lanes_are_kept() -> None:
     waiting = WaitingRequests()
     waiting.add(request("a"), 1.0, inf)
     waiting.add(request("b"), 2.0, inf)
-    assert (len(waiting), waiting.num_tokens) == (2, 16)
+    assert (len(waiting), waiting.num_tokens, waiting.num_prefill_tokens) == (2, 16, 10)
     waiting.update(request("a", cached=9), 3.0)
-    assert waiting.num_tokens == 11
+    assert (waiting.num_tokens, waiting.num_prefill_tokens) == (11, 5)
     assert list(waiting.by_density.drain()) == ["a", "b"]
     waiting.put_back()
     waiting.give_up("a")
@@ -64,6 +64,7 @@ def test_tokens_and_lanes_are_kept() -> None:
     waiting.remove("a")
     waiting.remove("a")
     assert (list(waiting.requests), list(waiting.late), waiting.num_tokens) == (["b"], [], 8)
+    assert waiting.num_prefill_tokens == 5
 
 
 OPERATIONS = st.lists(

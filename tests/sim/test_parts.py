@@ -12,7 +12,7 @@ from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.cluster import VerifierLoss
 from wisp.sim.network import Churn
-from wisp.sim.parts import fall_apart, parts_of, simulate_parts
+from wisp.sim.parts import fall_apart, parts_of, simulate_apart
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.simulator import simulate
 from wisp.sim.workload import Arrivals, Lengths, TracedSession, Workload
@@ -43,7 +43,7 @@ APART = Scenario(
 def test_parts_see_what_the_whole_sees(system: str) -> None:
     """Refusals, losses on the way and vanished devices included; sums are taken in another order."""
     whole = simulate(APART, SYSTEMS[system], 0).as_dict()
-    parts = simulate_parts(APART, SYSTEMS[system], 0).as_dict()
+    parts = simulate_apart(APART, SYSTEMS[system], 0).as_dict()
     # Whoever is done stops; the whole goes on until the last one is.
     del whole["num_events"], parts["num_events"]
     assert parts.pop("cost") == pytest.approx(whole.pop("cost"))
@@ -57,8 +57,8 @@ def test_parts_see_what_the_whole_sees(system: str) -> None:
 def test_the_number_of_processes_changes_nothing() -> None:
     """To the bit."""
     shares = list[float]()
-    one = simulate_parts(APART, SYSTEMS["fixed"], 0, workers=1)
-    assert simulate_parts(APART, SYSTEMS["fixed"], 0, workers=2, progress=shares.append) == one
+    one = simulate_apart(APART, SYSTEMS["fixed"], 0)
+    assert simulate_apart(APART, SYSTEMS["fixed"], 0, shares.append, workers=2) == one
     assert shares == [1 / 3, 2 / 3, 1.0]
 
 
@@ -86,3 +86,9 @@ def test_what_hangs_together_does_not_fall_apart(scenario: Scenario) -> None:
     """A device may meet another verifier, or is made as it comes."""
     assert fall_apart(APART)
     assert not fall_apart(scenario)
+
+
+def test_what_hangs_together_is_simulated_as_a_whole() -> None:
+    """As if nobody had asked."""
+    whole = replace(APART, placement=PLACEMENTS["least-loaded"])
+    assert simulate_apart(whole, SYSTEMS["fixed"], 0, workers=2) == simulate(whole, SYSTEMS["fixed"], 0)

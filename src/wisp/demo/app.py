@@ -17,7 +17,7 @@ from rich.table import Table
 from wisp.config import DEFAULT_EDGE_PORT, STOP_RULES
 from wisp.demo.fleet import Completion, FleetDevice, Job, fleet
 from wisp.demo.pair import DRAFT, TARGET, heldout_prompts
-from wisp.demo.processes import command
+from wisp.demo.processes import command, run
 from wisp.demo.proof import own_greedy_decoding
 from wisp.demo.view import render_panes
 from wisp.engines.packed.loading import without_loading_bars
@@ -81,7 +81,7 @@ def run_demo(config: DemoConfig) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     without_loading_bars()
     console = Console(stderr=config.json_output)
-    return asyncio.run(_demo(config, console))
+    return run(_demo(config, console))
 
 
 async def _demo(config: DemoConfig, console: Console) -> int:

@@ -80,7 +80,9 @@ def _changed(settings: SLOAwareSettings, terms: SchedulerTerms) -> SLOAwareSetti
     return replace(settings, **{name: known[name](value) for name, value in terms.settings.items()})
 
 
-PUBLISHED = SLOAwareSettings(eager=True, by_density=True, late_last=False, trims=False, max_load=inf, max_first_wait=inf)
+PUBLISHED = SLOAwareSettings(
+    eager=True, by_density=True, late_last=False, trims=False, max_load=inf, max_first_wait=inf
+)
 """The paper's scheduler as we read it: no waiting for fuller batches, no cut drafts, everybody is admitted."""
 PLUS = SLOAwareSettings(eager=True)
 """By deadline, cut drafts, admission control. Waiting for fuller batches served nobody more (docs/log.md)."""

@@ -21,7 +21,7 @@ from wisp.sim.capacity import Interval, paired_ratio, search
 from wisp.sim.chrome import TracedSimulation
 from wisp.sim.machine import machine_of
 from wisp.sim.options import ALL, SimulationOptions, at_least_1, known_system, scenario_of
-from wisp.sim.parts import fall_apart, simulate_parts
+from wisp.sim.parts import simulate_apart
 from wisp.sim.report import Report
 from wisp.sim.scenario import Scenario
 from wisp.sim.simulator import simulate
@@ -89,9 +89,7 @@ def _run_reports(
 
 def _run(options: SimulationOptions, scenario: Scenario, system: System, show: Callable[[float], None]) -> Report:
     if options.chrome_trace is None:
-        if fall_apart(scenario):
-            return simulate_parts(scenario, system, options.seed, options.workers or os.cpu_count() or 1, show)
-        return simulate(scenario, system, options.seed, show)
+        return simulate_apart(scenario, system, options.seed, show, options.workers or os.cpu_count() or 1)
     simulation = TracedSimulation(scenario, system, options.seed, num_traced=options.trace_devices)
     report = simulation.run(show)
     simulation.timeline().save(options.chrome_trace)

@@ -15,7 +15,7 @@ from wisp.policy.systems import System
 from wisp.sim.processes import processes
 from wisp.sim.report import Report, Seen
 from wisp.sim.scenario import Scenario
-from wisp.sim.simulator import Part, Progress, Simulation
+from wisp.sim.simulator import Part, Progress, Simulation, simulate
 
 CHUNKS_PER_WORKER = 16
 """Parts that go to a process together: few, so that none waits long for the last one, but not each by itself."""
@@ -41,10 +41,12 @@ def parts_of(scenario: Scenario) -> list[Part]:
     return [Part(verifier, tuple(mine)) for verifier, mine in enumerate(devices)]
 
 
-def simulate_parts(
-    scenario: Scenario, system: System, seed: int, workers: int = 1, progress: Progress | None = None
+def simulate_apart(
+    scenario: Scenario, system: System, seed: int, progress: Progress | None = None, workers: int = 1
 ) -> Report:
-    """What comes of a scenario that falls apart; it does not depend on how many processes are at work."""
+    """Run a scenario under a system, in parts if it falls apart; how many processes are at work changes nothing."""
+    if not fall_apart(scenario):
+        return simulate(scenario, system, seed, progress)
     seen, num_events, virtual_time = Seen(scenario.warmup, scenario.end), 0, 0.0
     watch = partial(_watch, scenario, system, seed)
     parts = parts_of(scenario)

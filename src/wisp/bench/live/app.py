@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from wisp.bench.live.settings import BenchSettings
 from wisp.bench.live.simulated import SideBySide, check_simulable, print_side_by_side, scenario_of, side_by_side
 from wisp.bench.live.summary import CellSummary, summarise
 from wisp.bench.live.table import label, print_table
+from wisp.demo.processes import run
 from wisp.errors import ConfigError
 
 POINTS, REPORT, SUMMARY = "points.jsonl", "report.html", "summary.json"
@@ -62,7 +62,7 @@ def run_bench(
         machine = _machine()
         console = Console(stderr=True)
         with Progress(*_COLUMNS, console=console) as progress:
-            asyncio.run(Comparison(settings, folder, results, progress, deadline, keep_logs).run())
+            run(Comparison(settings, folder, results, progress, deadline, keep_logs).run())
         machine["load average at the end"] = _load_average()
         cells = summarise(settings, results)
         print_table(settings, cells, console if json_output else Console())
@@ -70,7 +70,7 @@ def run_bench(
             console.print(f"[yellow]Time ran out[/] before every system had a point: {', '.join(missing)}. {_GO_ON}")
         summary = _summary(settings, cells, machine)
         if simulated:
-            compared = asyncio.run(_simulated(settings, cells, folder, server_log, console))
+            compared = run(_simulated(settings, cells, folder, server_log, console))
             for cell, systems in zip(cells, compared, strict=True):
                 print_side_by_side(cell, systems, console if json_output else Console())
                 summary["cells"][cell.cell.name]["simulated"] = {one.system: one.as_json() for one in systems}

@@ -44,15 +44,20 @@ def large_scale() -> Study:
 
 def _scale(name: str, verifiers: tuple[int, ...], seeds: tuple[int, ...], *systems: str) -> Study:
     cells = tuple(
-        Cell(f"{PER_VERIFIER * number:,} devices, {number:,} verifiers", _cluster(number)) for number in verifiers
+        Cell(f"{PER_VERIFIER * number:,} devices, {number:,} verifiers", _by_hash(number)) for number in verifiers
     )
-    caption = f"Growing fleets, {PER_VERIFIER} devices for each verifier"
+    caption = f"Growing fleets, {PER_VERIFIER} devices for each verifier on average, placed by hash"
     return Study(name, caption, cells, _systems(*systems), seeds, Measure(searches=False, of_fleet=(1.0,)))
 
 
 def _cluster(num_verifiers: int) -> Scenario:
     base = replace(_base(), num_devices=PER_VERIFIER * num_verifiers, num_verifiers=num_verifiers)
     return replace(base, duration=15.0)
+
+
+def _by_hash(num_verifiers: int) -> Scenario:
+    """So that each verifier can be simulated by itself."""
+    return replace(_cluster(num_verifiers), placement=PLACEMENTS["hash"])
 
 
 def overload() -> Study:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from wisp.errors import ConfigError
 from wisp.sim.capacity import search
+from wisp.sim.parts import simulate_apart
 from wisp.sim.processes import processes
-from wisp.sim.simulator import simulate
 from wisp.sim.study.fingerprint import fingerprint
 from wisp.sim.study.model import AT_CAPACITY, Figures, Point, PointId, Study, Task, figures, of_capacity, of_fleet
 from wisp.sim.study.store import PointStore
@@ -61,7 +61,8 @@ def measure(task: Task, start: int) -> Point:
 
 def _run_load(task: Task, load: float) -> Figures:
     num_devices = max(round(load), 1)
-    return figures(simulate(replace(task.cell.scenario, num_devices=num_devices), task.system, task.seed), num_devices)
+    scenario = replace(task.cell.scenario, num_devices=num_devices)
+    return figures(simulate_apart(scenario, task.system, task.seed), num_devices)
 
 
 def _run(tasks: list[Task], points: Points, workers: int) -> Iterator[tuple[Task, Point]]:
