@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tests.bench.test_measures import BATCH_TIME, DRIVER, WINDOW
 from tests.bench.traces import demo_header, records, save_times
+from wisp.bench.live.html import html_report
 from wisp.bench.live.inputs import CellInputs
 from wisp.bench.live.measures import Percentiles, measure
 from wisp.bench.live.presets import BenchOptions, settings_of
@@ -85,12 +86,16 @@ def test_without_a_common_load_there_is_nothing_to_compare(cell: CellSummary, sc
 
 
 def test_ratios_are_simulated_over_live(cell: CellSummary) -> None:
-    """In the table, too."""
+    """In the table and on the page, too."""
     one = SideBySide("fixed", Figures(100.0, 800.0, 0.2), Figures(110.0, 600.0, 0.3))
     assert one.ratios == Figures(pytest.approx(1.1), pytest.approx(0.75), pytest.approx(1.5))
     console = Console(file=StringIO(), width=100)
     print_side_by_side(cell, [one], console)
     assert "100, 110 (1.10)" in console.file.getvalue()  # type: ignore[attr-defined]
+    page = html_report(SETTINGS, [cell], {}, {"base": [one]})
+    assert "The same, simulated" in page
+    assert "<td>200, 300 (1.50)</td>" in page
+    assert "The same, simulated" not in html_report(SETTINGS, [cell], {})
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,15 @@ def run_bench(
         if missing := [cell.name for cell in settings.cells if cell.name not in {one.cell.name for one in cells}]:
             console.print(f"[yellow]Time ran out[/] before every system had a point: {', '.join(missing)}. {_GO_ON}")
         summary = _summary(settings, cells, machine)
+        compared: dict[str, list[SideBySide]] = {}
         if simulated:
             compared = run(_simulated(settings, cells, folder, server_log, console))
-            for cell, systems in zip(cells, compared, strict=True):
+            for cell in cells:
+                systems = compared[cell.cell.name]
                 print_side_by_side(cell, systems, console if json_output else Console())
                 summary["cells"][cell.cell.name]["simulated"] = {one.system: one.as_json() for one in systems}
         if out is not None:
-            (folder / REPORT).write_text(html_report(settings, cells, machine), encoding="utf-8")
+            (folder / REPORT).write_text(html_report(settings, cells, machine, compared), encoding="utf-8")
             (folder / SUMMARY).write_text(json.dumps(summary) + "\n", encoding="utf-8")
             console.print(f"Report: {folder / REPORT}")
     if json_output:
@@ -89,9 +91,9 @@ _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
 
 async def _simulated(
     settings: BenchSettings, cells: Sequence[CellSummary], folder: Path, server_log: Path | None, console: Console
-) -> list[list[SideBySide]]:
-    """Each cell's systems, measured and simulated."""
-    found = []
+) -> dict[str, list[SideBySide]]:
+    """Each cell's systems, measured and simulated, by the cell's name."""
+    found: dict[str, list[SideBySide]] = {}
     with Progress(*_COLUMNS, console=console) as progress:
         task = progress.add_task("simulating", total=len(cells) * len(settings.systems))
         calibration = await batch_times_file(settings, folder)
@@ -100,7 +102,7 @@ async def _simulated(
             scenario = scenario_of(settings, cell.cell, inputs, calibration, server_log)
             if scenario.overhead is not None:
                 console.print(f"Simulated servers take {scenario.overhead}", soft_wrap=True)
-            found.append(side_by_side(settings, cell, scenario, lambda: progress.advance(task)))
+            found[cell.cell.name] = side_by_side(settings, cell, scenario, lambda: progress.advance(task))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from wisp.bench.live.charts import COLOURS, Axis, legend, line_chart
 from wisp.bench.live.measures import Measures
 from wisp.bench.live.settings import BenchSettings
+from wisp.bench.live.simulated import COMPARED, SideBySide, caption, compared
 from wisp.bench.live.summary import CellSummary, SystemSummary
 from wisp.bench.live.table import CAPACITY_ROWS, LOAD_ROWS, Row, label
 from wisp.policy.systems import SYSTEMS
@@ -25,14 +26,19 @@ svg{width:100%;max-width:480px;font:11px sans-serif}.charts{display:flex;flex-wr
 """
 
 
-def html_report(settings: BenchSettings, cells: Sequence[CellSummary], machine: Mapping[str, Any]) -> str:
-    """The whole page."""
+def html_report(
+    settings: BenchSettings,
+    cells: Sequence[CellSummary],
+    machine: Mapping[str, Any],
+    simulated: Mapping[str, Sequence[SideBySide]] | None = None,
+) -> str:
+    """The whole page; `simulated` holds the systems of each cell, by its name, as they were simulated."""
     colours = {system: COLOURS[index % len(COLOURS)] for index, system in enumerate(settings.systems)}
     body = [
         "<h1>WISP: systems compared</h1>",
         f"<p><strong>{escape(label(settings))}</strong></p>",
         f"<p>{escape(_facts(settings, machine))}</p>",
-        *(_section(settings, cell, colours) for cell in cells),
+        *(_section(settings, cell, colours) + _simulated(cell, simulated or {}) for cell in cells),
         "<h2>Systems</h2><ul>",
         *(f"<li><strong>{escape(name)}</strong>: {escape(SYSTEMS[name].caption)}</li>" for name in settings.systems),
         "</ul>",
@@ -69,6 +75,22 @@ def _section(settings: BenchSettings, cell: CellSummary, colours: Mapping[str, s
         f"{_table(cell, 'Over all sizes tried', CAPACITY_ROWS)}"
         f"{_table(cell, f'With {cell.common_devices} devices', LOAD_ROWS if cell.common_devices else ())}"
         f"<details><summary>All points</summary>{_all_points(cell)}</details>"
+    )
+
+
+def _simulated(cell: CellSummary, simulated: Mapping[str, Sequence[SideBySide]]) -> str:
+    systems = simulated.get(cell.cell.name)
+    if not systems:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in COMPARED)
+    body = "".join(
+        f"<tr><td>{escape(one.system)}</td>"
+        f"{''.join(f'<td>{escape(compared(one, value))}</td>' for value in COMPARED.values())}</tr>"
+        for one in systems
+    )
+    return (
+        f"<h3>The same, simulated</h3><p>{escape(caption(cell))}</p><div class='scroll'><table><thead><tr>"
+        f"<th>system</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

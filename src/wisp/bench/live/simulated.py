@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,32 @@ def side_by_side(
     return found
 
 
+COMPARED: Mapping[str, Callable[[Figures], float]] = {
+    "devices served": lambda figures: figures.capacity,
+    "goodput": lambda figures: figures.goodput,
+    "first token, p95 ms": lambda figures: figures.p95_first_token_s * 1e3,
+}
+"""What stands side by side; the last two under the load that all systems had."""
+
+
+def compared(one: SideBySide, value: Callable[[Figures], float]) -> str:
+    """Live, simulated and their ratio."""
+    return (
+        f"{value(one.live):.0f}, {value(one.simulated):.0f} ({value(one.simulated) / max(value(one.live), 1e-9):.2f})"
+    )
+
+
+def caption(cell: CellSummary) -> str:
+    """What the values are."""
+    return f"Live, simulated (ratio); goodput and first token with {cell.common_devices} devices."
+
+
 def print_side_by_side(cell: CellSummary, systems: Sequence[SideBySide], console: Console) -> None:
-    """One table: live, simulated, and their ratio."""
+    """One table."""
     table = Table("system", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for name in ("devices served", "goodput", "first token"):
+    for name in COMPARED:
         table.add_column(name, justify="right")
-    table.title = f"{cell.cell.name}: live, simulated (ratio)"
-    table.caption = f"Goodput and p95 of the first token in ms with {cell.common_devices} devices."
+    table.title, table.caption = cell.cell.name, caption(cell)
     for one in systems:
-        live, simulated, ratios = one.live, one.simulated, one.ratios
-        table.add_row(
-            one.system,
-            f"{live.capacity:.0f}, {simulated.capacity:.0f} ({ratios.capacity:.2f})",
-            f"{live.goodput:.0f}, {simulated.goodput:.0f} ({ratios.goodput:.2f})",
-            f"{live.p95_first_token_s * 1e3:.0f}, {simulated.p95_first_token_s * 1e3:.0f} "
-            f"({ratios.p95_first_token_s:.2f})",
-        )
+        table.add_row(one.system, *(compared(one, value) for value in COMPARED.values()))
     console.print(table)
