@@ -314,9 +314,10 @@ class VerificationLoop:
         self._scheduler.observe(batch, started + elapsed, elapsed, num_committed)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)
+        prices = self._scheduler.prices()
         for member, resident, (outcome, _) in zip(batch.members, residents, result, strict=True):
             if member.completes:
-                hints = Hints(started - member.request.arrival, elapsed, self._scheduler.prices())
+                hints = Hints(started - member.request.arrival, elapsed, prices)
                 self._deliver(member.request.session_id, resident, outcome, hints)
 
     def _compute(
