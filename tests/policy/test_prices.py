@@ -101,6 +101,17 @@ def test_a_crowd_of_prompts_is_no_lasting_round() -> None:
     assert FleetMeter().lasting(9.0) == TypicalRound()
 
 
+def test_what_passes_between_batches_is_a_share_of_their_time() -> None:
+    """Of the recent ones."""
+    meter = FleetMeter()
+    assert meter.share_between == 0.0
+    meter.observe(SHAPE, 1.0, 0.5, num_rounds=5, num_committed=10)
+    meter.observe_between(0.1)
+    assert meter.share_between == pytest.approx(0.2)
+    meter.observe(SHAPE, 1.6, 0.5, num_rounds=5, num_committed=10)
+    assert meter.share_between == pytest.approx(0.1, rel=0.05)
+
+
 def test_batches_of_typical_rounds() -> None:
     """So many alike."""
     assert TypicalRound(4.0, 100.0, 2.0).batch(5) == SHAPE

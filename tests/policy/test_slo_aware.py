@@ -276,6 +276,23 @@ def test_admission_counts_on_batches_as_full_as_the_fastest_can_wait_for() -> No
     assert 1 < num_admitted(0.1) == num_admitted(0.9) < LIMITS.max_sessions
 
 
+def test_admission_counts_what_the_server_takes_between_batches() -> None:
+    """As long as there was something to do; on an idle server nothing passes between them."""
+
+    def num_admitted(between: float, idle: bool) -> int:
+        what = scheduler(model=BatchTimeModel(fixed_s=0.1, per_request_s=0.1))
+        now = 0.0
+        for index in range(20):
+            if idle:
+                assert isinstance(what.schedule(now), WaitUntil)
+            what.add(request(str(index), arrival=now))
+            now = run(what, what.schedule(now), now, committed=2) + between
+        slo = SLO("fast", 1.0, 10.0)
+        return sum(what.admit(SessionDemand(f"new {index}", 1, 9, slo), now) == Admitted() for index in range(64))
+
+    assert num_admitted(0.0, idle=False) == num_admitted(0.2, idle=True) > num_admitted(0.2, idle=False)
+
+
 def test_sessions_whose_devices_are_gone_hold_no_place() -> None:
     """They demand nothing once they were not heard of for a while; one that waits here is not gone, however long."""
     slo = SLO("fast", 0.5, 1.0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from wisp.calibration.overhead import ServerOverhead
 from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import search
@@ -37,6 +38,12 @@ LONG_PROMPTS = replace(
     limits=replace(LIMITS, max_prefill_tokens=128),
 )
 """Batches are full of them."""
+BUSY_SERVER = replace(
+    SHORT_ANSWERS,
+    num_devices=16,
+    overhead=ServerOverhead(BatchTimeModel(fixed_s=0.0), BatchTimeModel(fixed_s=0.01, per_request_s=1e-3)),
+)
+"""A quarter of its time passes between batches."""
 FULL_CACHE = replace(
     LONG_PROMPTS,
     batch_time=BatchTimeModel(fixed_s=0.03, per_token_s=5e-5, per_request_s=1e-3).predict,
@@ -48,8 +55,14 @@ FULL_CACHE = replace(
 
 @pytest.mark.parametrize(
     ("scenario", "factor"),
-    [(SHORT_ANSWERS, 1.5), (SHORT_ANSWERS, 3.0), (LONG_PROMPTS, 1.5), (LONG_PROMPTS, 3.0), (FULL_CACHE, 1.5)],
-    ids=["short answers, 1.5", "short answers, 3", "long prompts, 1.5", "long prompts, 3", "full cache, 1.5"],
+    [
+        pytest.param(SHORT_ANSWERS, 1.5, id="short answers, 1.5"),
+        pytest.param(SHORT_ANSWERS, 3.0, id="short answers, 3"),
+        pytest.param(LONG_PROMPTS, 1.5, id="long prompts, 1.5"),
+        pytest.param(LONG_PROMPTS, 3.0, id="long prompts, 3"),
+        pytest.param(BUSY_SERVER, 3.0, id="busy server, 3"),
+        pytest.param(FULL_CACHE, 1.5, id="full cache, 1.5"),
+    ],
 )
 @pytest.mark.parametrize("system", ["centralized-slo", "wisp-plus"])
 def test_goodput_beyond_the_capacity_stays(system: str, scenario: Scenario, factor: float) -> None:

@@ -68,7 +68,7 @@ class FleetMeter:
     def __init__(self, settings: MeterSettings | None = None) -> None:
         self._settings = settings or MeterSettings()
         self._now = 0.0
-        self._busy = self._committed = self._rounds = self._prefilled = 0.0
+        self._busy = self._committed = self._rounds = self._prefilled = self._between = 0.0
         self._work = np.zeros(5)
         """Batches, and the sums of their shapes: new, attended, cached, requests."""
 
@@ -85,10 +85,20 @@ class FleetMeter:
         keep = self._fading(ended)
         self._now = max(ended, self._now)
         self._busy = keep * self._busy + elapsed
+        self._between *= keep
         self._committed = keep * self._committed + num_committed
         self._rounds = keep * self._rounds + num_rounds
         self._prefilled = keep * self._prefilled + num_prefilled
         self._work = keep * self._work + (1, shape.num_new, shape.num_attended, shape.num_cached, shape.num_requests)
+
+    def observe_between(self, elapsed: float) -> None:
+        """A batch began so long after the one before, although there was something to do all the time."""
+        self._between += elapsed
+
+    @property
+    def share_between(self) -> float:
+        """What the server lately took between batches, as a share of the batches' time."""
+        return self._between / self._busy if self._busy else 0.0
 
     def utilisation(self, now: float) -> float:
         """Share of the recent time that the engine was busy; the time before the first batch counts as idle."""

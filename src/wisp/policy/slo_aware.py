@@ -127,6 +127,8 @@ class SLOAwareScheduler:
         """See _time_per_token, with what it was worked out from; None: batches have run since."""
         self._least = 0.0
         """See _least_time, at the last decision."""
+        self._ended: float | None = None
+        """When the last batch did; None: what to do next has been asked since."""
         self._away = Order()
         """Sessions that are drafting, by when their next verdict is probably due."""
 
@@ -186,7 +188,7 @@ class SLOAwareScheduler:
         return num_rounds * typical.num_committed * self._time_per_token()
 
     def _time_per_token(self) -> float:
-        """Seconds of engine time that a committed token takes in batches that are filled as far as the fastest can wait."""
+        """Seconds that a committed token takes in batches that are filled as far as the fastest can wait, and between them."""
         known = self._demands.prefill_per_token, self._demands.fastest
         if self._per_token is None or self._per_token[0] != known:
             self._per_token = known, self._work_out_time_per_token(*known)
@@ -195,7 +197,8 @@ class SLOAwareScheduler:
     def _work_out_time_per_token(self, prefill_per_token: float | None, fastest: float) -> float:
         typical = self._meter.lasting(prefill_per_token)
         size = self._largest(typical, self._most(typical), fastest)
-        return self.estimator.predict(typical.batch(size)) / (size * typical.num_committed)
+        elapsed = self.estimator.predict(typical.batch(size)) * (1.0 + self._meter.share_between)
+        return elapsed / (size * typical.num_committed)
 
     def _largest(self, typical: TypicalRound, most: float, fastest: float) -> int:
         """Such rounds, at most so many, in a batch that whoever is fastest can wait for, time and again; at least 1."""
@@ -258,6 +261,7 @@ class SLOAwareScheduler:
 
     def schedule(self, now: float) -> Batch | WaitUntil:
         self._now, self._fill = max(now, self._now), None
+        ended, self._ended = self._ended, None
         self._least = self._least_time()
         self._enter(now)
         until = self._dispatch_time(now)
@@ -269,6 +273,8 @@ class SLOAwareScheduler:
         self._make_room(members)
         for member in members:
             self._take(member)
+        if members and ended is not None:
+            self._meter.observe_between(self._now - ended)
         return Batch(tuple(members)) if members else WaitUntil(self._residency.next_gone(now))
 
     def evictions(self) -> tuple[SessionId, ...]:
@@ -281,7 +287,7 @@ class SLOAwareScheduler:
         return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
     def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
-        shape, self._fill, self._per_token = BatchShape.of(batch), None, None
+        shape, self._fill, self._per_token, self._ended = BatchShape.of(batch), None, None, now
         self.estimator.observe(shape, elapsed)
         rounds = sum([member.num_verified is not None for member in batch.members])
         prefilled = sum(member.num_prefill_tokens for member in batch.members)
