@@ -49,6 +49,13 @@ def test_what_prompts_take_per_token_is_learned() -> None:
     assert after_answers(30, 16).prefill_per_token == pytest.approx(59.0 / 30.0)
 
 
+def test_as_much_of_a_history_is_expected_in_the_cache_as_of_others() -> None:
+    """Nothing before some have ended."""
+    longer = SessionDemand("longer", 200, 10, CLASS)
+    assert after_answers(30, 15).expected_prefill(longer) == 200.0
+    assert after_answers(30, 16).expected_prefill(longer) == pytest.approx(2.0 * 59.0)
+
+
 def test_the_fastest_class_that_is_there() -> None:
     """Others hold nobody up."""
     what = SessionDemands()

@@ -40,8 +40,8 @@ class SessionDemands:
         self._classes: Counter[SLO | None] = Counter()
         """How many sessions there are of each."""
         self._num_ended = 0
-        self._mean_length = self._mean_prefilled = 0.0
-        """Of the answers of those, and of their prompts as far as those were not cached."""
+        self._mean_length = self._mean_prompt = self._mean_prefilled = 0.0
+        """Of the answers of those, of their prompts, and of these as far as they were not cached."""
 
     def admit(self, session: SessionDemand, now: float) -> None:
         """Count a session in; again, with what it needs now, if it is known already."""
@@ -68,7 +68,7 @@ class SessionDemands:
         session, history = self.sessions.get(session_id), self._histories.pop(session_id, None)
         prefilled = self._prefilled.pop(session_id, 0)
         if session is not None and history is not None:
-            self._learn(history + 1.0 - session.num_history_tokens, prefilled)
+            self._learn(history + 1.0 - session.num_history_tokens, session.num_history_tokens, prefilled)
         self._forget(session_id)
         self._heard.pop(session_id, None)
 
@@ -94,6 +94,12 @@ class SessionDemands:
         """Positions of prompts per token of their answers; None: not known yet."""
         return self._mean_prefilled / self._mean_length if self._num_ended >= _ENOUGH else None
 
+    def expected_prefill(self, session: SessionDemand) -> float:
+        """Positions that a session's history is going to take, if as much of it is cached as of others' lately."""
+        if self._num_ended < _ENOUGH:
+            return float(session.num_history_tokens)
+        return session.num_history_tokens * min(1.0, self._mean_prefilled / self._mean_prompt)
+
     @property
     def fastest(self) -> float:
         """The highest speed among them, tokens per second; 0: none has one."""
@@ -107,10 +113,11 @@ class SessionDemands:
         length = self._mean_length if self._num_ended >= _ENOUGH else inf
         return 1.0 / (1.0 / slo.tokens_per_s + (_FIRST_TOKEN_SHARE * slo.first_token_s + STARTUP_TIME) / length)
 
-    def _learn(self, length: float, num_prefilled: int) -> None:
+    def _learn(self, length: float, num_prompt: int, num_prefilled: int) -> None:
         self._num_ended += 1
         weight = max(_NEWEST, 1.0 / self._num_ended)
         self._mean_length += weight * (max(length, 1.0) - self._mean_length)
+        self._mean_prompt += weight * (num_prompt - self._mean_prompt)
         self._mean_prefilled += weight * (num_prefilled - self._mean_prefilled)
 
     def _forget(self, session_id: SessionId) -> None:

@@ -184,7 +184,7 @@ class SLOAwareScheduler:
         typical = self._meter.lasting(self._demands.prefill_per_token)
         if not typical.num_prefill:
             return 0.0
-        num_rounds = (self._waiting.num_prefill_tokens + session.num_history_tokens) / typical.num_prefill
+        num_rounds = (self._waiting.num_prefill_tokens + self._demands.expected_prefill(session)) / typical.num_prefill
         return num_rounds * typical.num_committed * self._time_per_token()
 
     def _time_per_token(self) -> float:
