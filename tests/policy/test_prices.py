@@ -16,7 +16,7 @@ MANY = 1000
 
 
 def busy(share: float, num_committed: int = 10) -> FleetMeter:
-    meter = FleetMeter(MeterSettings(memory=10.0, free_utilisation=0.5))
+    meter = FleetMeter(MeterSettings(memory=10.0, busy_memory=10.0, free_utilisation=0.5))
     for second in range(200):
         meter.observe(SHAPE, second + 1.0, share, num_rounds=5, num_committed=num_committed)
     return meter
@@ -76,6 +76,14 @@ def test_utilisation_fades() -> None:
     assert meter.utilisation(200.0) == pytest.approx(0.6, rel=0.06)
     assert meter.utilisation(210.0) == pytest.approx(0.6 / 2.718, rel=0.06)
     assert meter.utilisation(0.0) == meter.utilisation(200.0)
+
+
+def test_a_server_that_gets_busy_says_so_soon() -> None:
+    """Not only after its typical round has changed."""
+    meter = FleetMeter()
+    for second in range(4):
+        meter.observe(SHAPE, second + 1.0, 1.0, num_rounds=5, num_committed=10)
+    assert meter.utilisation(4.0) > 0.8
 
 
 def test_work_is_what_rounds_would_take_in_large_batches() -> None:

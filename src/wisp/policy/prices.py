@@ -30,7 +30,9 @@ class MeterSettings:
     """What "recent" and "idle" mean."""
 
     memory: float = 10.0
-    """Seconds after which a batch counts for 1/e."""
+    """Seconds after which a batch counts for 1/e in the typical round."""
+    busy_memory: float = 2.0
+    """The same in the utilisation: a server that was idle a moment ago and is not any more has to say so soon."""
     free_utilisation: float = 0.5
     """Below this engine time costs nobody anything."""
 
@@ -69,6 +71,7 @@ class FleetMeter:
         self._settings = settings or MeterSettings()
         self._now = 0.0
         self._busy = self._committed = self._rounds = self._prefilled = self._between = 0.0
+        self._lately_busy = 0.0
         self._work = np.zeros(5)
         """Batches, and the sums of their shapes: new, attended, cached, requests."""
 
@@ -82,9 +85,12 @@ class FleetMeter:
         num_prefilled: int = 0,
     ) -> None:
         """A batch ran; `num_rounds` of its members were verified, `num_prefilled` of its positions were of prompts."""
-        keep = self._fading(ended)
+        keep, before = self._fading(ended), self._now
         self._now = max(ended, self._now)
         self._busy = keep * self._busy + elapsed
+        memory = self._settings.busy_memory
+        self._lately_busy *= math.exp(min(0.0, before - ended) / memory)
+        self._lately_busy += 1.0 - math.exp(-elapsed / memory)
         self._between *= keep
         self._committed = keep * self._committed + num_committed
         self._rounds = keep * self._rounds + num_rounds
@@ -102,7 +108,7 @@ class FleetMeter:
 
     def utilisation(self, now: float) -> float:
         """Share of the recent time that the engine was busy; the time before the first batch counts as idle."""
-        return min(1.0, self._busy * self._fading(now) / self._settings.memory)
+        return min(1.0, self._lately_busy * math.exp(min(0.0, self._now - now) / self._settings.busy_memory))
 
     def work(self, model: BatchTimeModel, now: float) -> float:
         """Share of the recent time that its rounds would take in large batches."""
