@@ -60,7 +60,7 @@ FULL_CACHE = replace(
         pytest.param(SHORT_ANSWERS, 3.0, id="short answers, 3"),
         pytest.param(LONG_PROMPTS, 1.5, id="long prompts, 1.5"),
         pytest.param(LONG_PROMPTS, 3.0, id="long prompts, 3"),
-        pytest.param(BUSY_SERVER, 3.0, id="busy server, 3"),
+        pytest.param(BUSY_SERVER, 1.5, id="busy server, 1.5"),
         pytest.param(FULL_CACHE, 1.5, id="full cache, 1.5"),
     ],
 )
