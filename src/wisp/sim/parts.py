@@ -26,8 +26,9 @@ Watched = tuple[Seen, int, float]
 
 def fall_apart(scenario: Scenario) -> bool:
     """Whether the verifiers share nothing."""
-    several = scenario.num_verifiers > 1 and scenario.is_closed
-    return several and scenario.placement is by_hash and not scenario.losses
+    if scenario.num_verifiers == 1 or scenario.losses:
+        return False
+    return scenario.is_closed and scenario.placement is by_hash
 
 
 def parts_of(scenario: Scenario) -> list[Part]:

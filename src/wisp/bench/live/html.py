@@ -9,7 +9,7 @@ from typing import Any
 from wisp.bench.live.charts import COLOURS, Axis, legend, line_chart
 from wisp.bench.live.measures import Measures
 from wisp.bench.live.settings import BenchSettings
-from wisp.bench.live.simulated import COMPARED, SideBySide, caption, compared
+from wisp.bench.live.simulated import COMPARED, SideBySide, caption
 from wisp.bench.live.summary import CellSummary, SystemSummary
 from wisp.bench.live.table import CAPACITY_ROWS, LOAD_ROWS, Row, label
 from wisp.policy.systems import SYSTEMS
@@ -85,7 +85,7 @@ def _simulated(cell: CellSummary, simulated: Mapping[str, Sequence[SideBySide]])
     head = "".join(f"<th>{escape(name)}</th>" for name in COMPARED)
     body = "".join(
         f"<tr><td>{escape(one.system)}</td>"
-        f"{''.join(f'<td>{escape(compared(one, value))}</td>' for value in COMPARED.values())}</tr>"
+        f"{''.join(f'<td>{escape(value(one))}</td>' for value in COMPARED.values())}</tr>"
         for one in systems
     )
     return (

@@ -123,19 +123,18 @@ def side_by_side(
     return found
 
 
-COMPARED: Mapping[str, Callable[[Figures], float]] = {
-    "devices served": lambda figures: figures.capacity,
-    "goodput": lambda figures: figures.goodput,
-    "first token, p95 ms": lambda figures: figures.p95_first_token_s * 1e3,
+def _pair(live: float, simulated: float, ratio: float) -> str:
+    return f"{live:.0f}, {simulated:.0f} ({ratio:.2f})"
+
+
+COMPARED: Mapping[str, Callable[[SideBySide], str]] = {
+    "devices served": lambda one: _pair(one.live.capacity, one.simulated.capacity, one.ratios.capacity),
+    "goodput": lambda one: _pair(one.live.goodput, one.simulated.goodput, one.ratios.goodput),
+    "first token, p95 ms": lambda one: _pair(
+        one.live.p95_first_token_s * 1e3, one.simulated.p95_first_token_s * 1e3, one.ratios.p95_first_token_s
+    ),
 }
-"""What stands side by side; the last two under the load that all systems had."""
-
-
-def compared(one: SideBySide, value: Callable[[Figures], float]) -> str:
-    """Live, simulated and their ratio."""
-    return (
-        f"{value(one.live):.0f}, {value(one.simulated):.0f} ({value(one.simulated) / max(value(one.live), 1e-9):.2f})"
-    )
+"""What stands side by side, live, simulated and their ratio; the last two under the load that all systems had."""
 
 
 def caption(cell: CellSummary) -> str:
@@ -150,5 +149,5 @@ def print_side_by_side(cell: CellSummary, systems: Sequence[SideBySide], console
         table.add_column(name, justify="right")
     table.title, table.caption = cell.cell.name, caption(cell)
     for one in systems:
-        table.add_row(one.system, *(compared(one, value) for value in COMPARED.values()))
+        table.add_row(one.system, *(value(one) for value in COMPARED.values()))
     console.print(table)
