@@ -22,7 +22,7 @@ from wisp.engines.timed import RecordedOutputs, TimedTarget
 from wisp.errors import ServerBusy
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.scheduler import Scheduler, SchedulerLimits
-from wisp.policy.systems import SYSTEMS, Drafts, System
+from wisp.policy.systems import SYSTEMS, System
 from wisp.protocol import frames
 from wisp.protocol import wisp_pb2 as pb
 from wisp.server.loop import VerificationLoop
@@ -254,7 +254,7 @@ async def _live(scenario: Scenario, system: System, until: float) -> list[Decisi
     target = TimedTarget(card, RecordedOutputs(recorded), BATCH_TIME, engine_time.sleep)
     clock = asyncio.get_running_loop().time
     drafter = ScriptedDrafter(scripts, engine_time.sleep)
-    engine = CoLocatedTarget(target, drafter) if system.drafts is Drafts.ON_SERVER else target
+    engine = CoLocatedTarget(target, drafter) if system.drafts.on_server else target
     loop = VerificationLoop(engine, scheduler, clock, engine_time)
     limits = RegistryLimits(
         max_sessions=1 << 20,

@@ -112,7 +112,7 @@ class ServerConfig:
     system: str = "fixed"
     """One of SYSTEMS: its scheduler runs here."""
     draft: ModelConfig | None = None
-    """A drafter beside the target, for the system that drafts on the server."""
+    """A drafter beside the target, for systems that draft on the server."""
     profile: Path | None = None
     """What `wisp calibrate` wrote, for schedulers that ask for batch times; None: they are measured at the start."""
     calibrate: bool = True
@@ -220,13 +220,12 @@ class EdgeConfig:
 def with_system(config: EdgeConfig, name: str) -> EdgeConfig:
     """The device's part of a system: its stop rule, or no drafts at all. Raises ConfigError."""
     from wisp.policy.systems import SYSTEMS as ROWS
-    from wisp.policy.systems import Drafts
 
     _check_system(name)
     row = ROWS[name]
     return replace(
         config,
-        max_draft_tokens=row.max_draft_tokens if row.drafts is Drafts.ON_DEVICES else 0,
+        max_draft_tokens=row.max_draft_tokens if row.drafts.on_devices else 0,
         stop_rule=row.stop_rule,
         stop_threshold=row.threshold,
     )

@@ -22,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,21 @@ from wisp.policy.batch_time import BatchShape, BatchTimeModel
 
 Vector = NDArray[np.float64]
 _TYPICAL = BatchShape(num_new=64, num_attended=64 * 256.0, num_cached=2048, num_requests=8)
+
+
+class BatchTimeEstimator(Protocol):
+    """Knows how long a batch will take, in seconds; `observe` is told how long it took."""
+
+    @property
+    def model(self) -> BatchTimeModel: ...
+
+    def predict(self, shape: BatchShape) -> float: ...
+
+    def upper(self, shape: BatchShape) -> float:
+        """What the batch exceeds once in twenty times."""
+        ...
+
+    def observe(self, shape: BatchShape, elapsed: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

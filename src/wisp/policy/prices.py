@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.typical_round import TypicalRound
 from wisp.types import Prices
 
 
@@ -35,33 +36,6 @@ class MeterSettings:
     """The same in the utilisation: a server that was idle a moment ago and is not any more has to say so soon."""
     free_utilisation: float = 0.5
     """Below this engine time costs nobody anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class TypicalRound:
-    """The recent mean round; the default is assumed before there was one."""
-
-    num_new: float = 4.0
-    num_cached: float = 256.0
-    num_committed: float = 2.0
-    num_prefill: float = 0.0
-    """Of the new positions, those of prompts."""
-
-    def batch(self, size: int) -> BatchShape:
-        """The shape of a batch of `size` such rounds."""
-        new, cached = max(1, round(self.num_new)), round(self.num_cached)
-        return BatchShape(size * new, size * new * (cached + new / 2), size * cached, size)
-
-    def filled(self, model: BatchTimeModel, efficiency: float) -> float:
-        """How many such rounds fill a batch to this efficiency: what they take in a large batch, over the batch's time."""
-        large = model.large_position_time(self.num_cached) * self.num_new + model.round_time(self.num_cached)
-        small = large - model.per_token_above_ridge_s * self.num_new
-        below = efficiency * model.fixed_s / max(large - efficiency * small, 1e-12)
-        ridge = model.ridge_tokens / self.num_new
-        if below <= ridge or model.per_token_above_ridge_s == 0.0:
-            return below
-        own = max(0.0, model.fixed_s - model.per_token_above_ridge_s * model.ridge_tokens)
-        return max(ridge, efficiency / (1.0 - efficiency) * own / max(large, 1e-12))
 
 
 class FleetMeter:

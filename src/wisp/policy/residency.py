@@ -6,6 +6,9 @@ A session enters when all that its request needs fits beside what is there and a
 nobody is evicted for its sake, unless he has been idle so long that he seems to be gone. Where growth exceeds the cache,
 whoever entered last goes first. So whoever entered first runs to his end: sessions that take turns in a cache that is too
 small for all of them would compute their histories again and again.
+
+A session that a drafter beside the target drafts for has its tokens in that model's cache too: `drafter_share` is what a
+token takes there over what it takes in the target. Such a cache is given up at once where drafts are not made any more.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ _MEMORY = 10.0
 class KVResidency:
     """Counts cached tokens; `occupied` says how much of `capacity_tokens` a session with so many of them takes."""
 
-    def __init__(self, capacity_tokens: int, occupied: Callable[[int], int], reserve: float = RESERVE) -> None:
+    def __init__(
+        self,
+        capacity_tokens: int,
+        occupied: Callable[[int], int],
+        reserve: float = RESERVE,
+        drafter_share: float = 0.0,
+    ) -> None:
         self._capacity = capacity_tokens
         self._entry_limit = (1.0 - reserve) * capacity_tokens
         self._occupied = occupied
@@ -37,6 +46,11 @@ class KVResidency:
         self._promised: dict[SessionId, int] = {}
         self._active: dict[SessionId, float] = {}
         """When a session was last heard of, the longest idle first."""
+        self._drafted_weight = 1.0 + drafter_share
+        self._drafted: set[SessionId] = set()
+        """Sessions with a drafter's cache."""
+        self.drafts = False
+        """Whether sessions that enter are drafted for."""
         self._total = 0
         self._evicted: list[SessionId] = []
         self._entered = 0.0
@@ -48,7 +62,7 @@ class KVResidency:
 
     def enter(self, request: VerificationRequest, now: float, waiting: Container[SessionId]) -> bool:
         """Let a request's session in if all it needs fits; sessions that seem gone, and do not wait, make room."""
-        needed = self._occupied(request.num_history_tokens + request.num_draft_tokens)
+        needed = self._taken(request.session_id, request.num_history_tokens + request.num_draft_tokens)
         while self._held and self._total + needed > self._entry_limit:
             if not self._evict_gone(now, waiting):
                 return False
@@ -60,12 +74,25 @@ class KVResidency:
 
     def note(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         """A session was just active and has so much cached."""
-        held, promised = self._occupied(num_cached_tokens), self._promised.get(session_id, 0)
+        held, promised = self._taken(session_id, num_cached_tokens), self._promised.get(session_id, 0)
         if held or promised:
             self._hold(session_id, held if held > promised else promised, now)
 
+    def keep_drafts(self, session_id: SessionId, *, kept: bool) -> None:
+        """Whether a session has a drafter's cache from now on."""
+        if kept == (session_id in self._drafted) or self._drafted_weight == 1.0:
+            return
+        (self._drafted.add if kept else self._drafted.discard)(session_id)
+        if session_id in self._held:
+            change = self._drafted_weight if kept else 1.0 / self._drafted_weight
+            self._promised[session_id] = round(self._promised.get(session_id, 0) * change)
+            held = round(self._held[session_id] * change)
+            self._total += held - self._held[session_id]
+            self._held[session_id] = held
+
     def forget(self, session_id: SessionId) -> None:
         """A session has nothing cached any more."""
+        self._drafted.discard(session_id)
         self._total -= self._held.pop(session_id, 0)
         self._promised.pop(session_id, None)
         self._active.pop(session_id, None)
@@ -96,6 +123,8 @@ class KVResidency:
 
     def time_to_enter(self, num_tokens: int, now: float) -> float:
         """Seconds until sessions of so many tokens, all together, have entered: at the rate of late where it is full."""
+        if self.drafts:
+            num_tokens = round(num_tokens * self._drafted_weight)
         lacking = self._total + num_tokens - self._entry_limit
         if lacking <= 0.0:
             return 0.0
@@ -110,11 +139,15 @@ class KVResidency:
         self._active.pop(session_id, None)
         self._active[session_id] = now
 
+    def _taken(self, session_id: SessionId, num_tokens: int) -> int:
+        occupied = self._occupied(num_tokens)
+        return round(occupied * self._drafted_weight) if session_id in self._drafted else occupied
+
     def _growth(self, member: BatchMember) -> int:
         """What a member occupies after the batch, beyond what it holds already."""
         request, verified = member.request, member.num_verified
         after = request.num_cached_tokens + member.num_prefill_tokens + (0 if verified is None else 1 + verified)
-        growth = self._occupied(after) - self._held.get(request.session_id, 0)
+        growth = self._taken(request.session_id, after) - self._held.get(request.session_id, 0)
         return growth if growth > 0 else 0
 
     def _evict_gone(self, now: float, waiting: Container[SessionId]) -> bool:

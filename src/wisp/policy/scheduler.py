@@ -39,6 +39,9 @@ class SchedulerLimits:
     kv_capacity_tokens: int = 1 << 31
     kv_page_tokens: int = 1
     """Granularity in which the engine hands out its cache."""
+    drafter_kv_share: float = 0.0
+    """What a token takes of the cache in a drafter beside the target, over what it takes in the target; 0: the drafter
+    has memory of its own."""
     retry_after: float = 1.0
     """Told to sessions that are refused, seconds."""
     swaps: bool = False
@@ -81,8 +84,13 @@ class Scheduler(Protocol):
         """The next batch, for an engine that is free; or until when to wait for one."""
         ...
 
-    def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
-        """Learn from a batch that is done: the seconds it took, and how many tokens it committed."""
+    def observe(
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+    ) -> None:
+        """Learn from a batch that is done: the seconds it took, and how many tokens it committed.
+
+        `num_committed_here` are those of rounds that the server drafted.
+        """
         ...
 
     def evictions(self) -> tuple[SessionId, ...]:
@@ -138,7 +146,9 @@ class FCFSScheduler:
             self._take(member)
         return Batch(tuple(members))
 
-    def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
+    def observe(
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+    ) -> None:
         """Nothing to learn: the order of arrival is all that counts."""
 
     def evictions(self) -> tuple[SessionId, ...]:

@@ -27,14 +27,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
-from typing import Protocol
 
+from wisp.policy.admission import Admission
 from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.demand import SessionDemands
-from wisp.policy.prices import FleetMeter, TypicalRound
+from wisp.policy.estimator import BatchTimeEstimator
+from wisp.policy.prices import FleetMeter
 from wisp.policy.residency import RESERVE, KVResidency
 from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.server_drafting import DraftingEstimator, ServerDrafting
 from wisp.policy.waiting import Order, WaitingRequests
 from wisp.types import (
     Admitted,
@@ -50,21 +52,6 @@ from wisp.types import (
 
 _LEAST_FILL = 0.05
 """To which batches are filled on an idle server."""
-
-
-class BatchTimeEstimator(Protocol):
-    """Knows how long a batch will take, in seconds; `observe` is told how long it took."""
-
-    @property
-    def model(self) -> BatchTimeModel: ...
-
-    def predict(self, shape: BatchShape) -> float: ...
-
-    def upper(self, shape: BatchShape) -> float:
-        """What the batch exceeds once in twenty times."""
-        ...
-
-    def observe(self, shape: BatchShape, elapsed: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +96,34 @@ class SLOAwareScheduler:
         estimator: BatchTimeEstimator,
         settings: SLOAwareSettings | None = None,
         meter: FleetMeter | None = None,
+        drafting: ServerDrafting | None = None,
     ) -> None:
-        self.estimator = estimator
+        self.estimator = estimator if drafting is None else DraftingEstimator(estimator, drafting)
+        self.drafting = drafting
+        """By a drafter beside the target; None: there is none."""
         self._limits = limits
-        self._settings = settings or SLOAwareSettings()
+        self._settings = settings = settings or SLOAwareSettings()
         self._meter = meter or FleetMeter()
         self._waiting = WaitingRequests()
         self._demands = SessionDemands()
         self._entering: OrderedDict[SessionId, VerificationRequest] = OrderedDict()
         """Requests that wait for room in the KV cache."""
-        self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, self._settings.kv_reserve)
+        share = limits.drafter_kv_share
+        self._residency = KVResidency(limits.kv_capacity_tokens, limits.occupied, settings.kv_reserve, share)
+        self._admission = Admission(
+            limits=limits,
+            max_load=settings.max_load,
+            max_first_wait=settings.max_first_wait,
+            demands=self._demands,
+            residency=self._residency,
+            meter=self._meter,
+            predict=lambda shape: self.estimator.predict(shape),
+            waits=self._waits,
+        )
         self._evicting: tuple[SessionId, ...] = ()
         self._now = 0.0
         self._fill: BatchShape | None = None
         """See _fill_shape; None: something that it depends on has changed."""
-        self._per_token: tuple[tuple[float | None, float], float] | None = None
-        """See _time_per_token, with what it was worked out from; None: batches have run since."""
         self._least = 0.0
         """See _least_time, at the last decision."""
         self._ended: float | None = None
@@ -136,7 +135,7 @@ class SLOAwareScheduler:
 
     def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
         known = session.session_id in self._demands.sessions
-        reason = None if known else self._objection(session, now)
+        reason = None if known else self._admission.objection(session, self._waiting.num_prefill_tokens, now)
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
         self._demands.admit(session, now)
@@ -147,68 +146,14 @@ class SLOAwareScheduler:
         self._demands.release(session_id)
         self._away.discard(session_id)
         self._residency.forget(session_id)
+        if self.drafting is not None:
+            self.drafting.forget(session_id)
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         self._residency.note(session_id, num_cached_tokens, now)
 
-    def _objection(self, session: SessionDemand, now: float) -> str | None:
-        """Why a session may not start; the first one always may."""
-        num_sessions = len(self._demands.sessions)
-        if num_sessions >= self._limits.max_sessions:
-            return f"all {self._limits.max_sessions} sessions are taken"
-        if num_sessions == 0:
-            return None
-        gone = self._demands.gone(now, self._waits)
-        if self._demands.needed_rate(session, gone) * self._time_per_token() > self._settings.max_load:
-            return f"the {num_sessions - len(gone)} sessions that are under way take all of its time"
-        limit = self._settings.max_first_wait * _first_token_s(session)
-        if (entry := self._entry_wait(session, now)) > limit:
-            return f"its KV cache is full, and others of the {num_sessions} sessions wait for room in it"
-        if entry + self._prompt_wait(session) > limit:
-            return f"others of the {num_sessions} sessions wait for their prompts to be read"
-        return None
-
     def _waits(self, session_id: SessionId) -> bool:
         return session_id in self._waiting.requests or session_id in self._entering
-
-    def _entry_wait(self, session: SessionDemand, now: float) -> float:
-        """Seconds until a new session finds room in the KV cache, after those that wait for it already."""
-        sessions = self._demands.sessions
-        inside = self._residency.sessions
-        absent = [one for one in sessions if one not in inside]
-        outside = [sessions[one].num_history_tokens for one in absent if self._demands.present(one, now, self._waits)]
-        return self._residency.time_to_enter(session.num_history_tokens + sum(outside), now)
-
-    def _prompt_wait(self, session: SessionDemand) -> float:
-        """Seconds that the prompts that wait take with this one, beside the rounds that go with them."""
-        typical = self._meter.lasting(self._demands.prefill_per_token)
-        if not typical.num_prefill:
-            return 0.0
-        num_rounds = (self._waiting.num_prefill_tokens + self._demands.expected_prefill(session)) / typical.num_prefill
-        return num_rounds * typical.num_committed * self._time_per_token()
-
-    def _time_per_token(self) -> float:
-        """Seconds that a committed token takes in batches that are filled as far as the fastest can wait, and between them."""
-        known = self._demands.prefill_per_token, self._demands.fastest
-        if self._per_token is None or self._per_token[0] != known:
-            self._per_token = known, self._work_out_time_per_token(*known)
-        return self._per_token[1]
-
-    def _work_out_time_per_token(self, prefill_per_token: float | None, fastest: float) -> float:
-        typical = self._meter.lasting(prefill_per_token)
-        size = self._largest(typical, self._most(typical), fastest)
-        elapsed = self.estimator.predict(typical.batch(size)) * (1.0 + self._meter.share_between)
-        return elapsed / (size * typical.num_committed)
-
-    def _largest(self, typical: TypicalRound, most: float, fastest: float) -> int:
-        """Such rounds, at most so many, in a batch that whoever is fastest can wait for, time and again; at least 1."""
-        limit = typical.num_committed / fastest if fastest else inf
-        low, high = 1, max(1, int(most))
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self.estimator.predict(typical.batch(middle)) <= limit
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
 
     # The queue
 
@@ -218,6 +163,8 @@ class SLOAwareScheduler:
         self.cancel(session_id)
         self._away.discard(session_id)
         self._demands.ask(request, now)
+        if self.drafting is not None:
+            request = self._drafted(self.drafting, request, now)
         if session_id in self._residency.sessions:
             self._wait(request)
             return
@@ -229,6 +176,13 @@ class SLOAwareScheduler:
             self._waiting.remove(session_id)
         elif self._entering:
             self._entering.pop(session_id, None)
+
+    def _drafted(self, drafting: ServerDrafting, request: VerificationRequest, now: float) -> VerificationRequest:
+        """The request with what the server is going to draft for it; without, the drafter's cache is given up."""
+        request = drafting.drafted(request, now)
+        if request.max_own_draft:
+            self._residency.keep_drafts(request.session_id, kept=request.drafted_here)
+        return request
 
     def _enter(self, now: float) -> None:
         """Let requests join the queue whose sessions fit the KV cache, nobody overtaking another."""
@@ -268,6 +222,8 @@ class SLOAwareScheduler:
         if until > now:
             self._evicting = self._residency.take_evicted()
             return WaitUntil(min(until, self._residency.next_gone(now)) if self._entering else until)
+        if self.drafting is not None:
+            self.drafting.see(len(self._waiting.requests), len(self._entering), len(self._residency.sessions))
         members = list(self._compose(now))
         self._waiting.put_back()
         self._make_room(members)
@@ -286,12 +242,25 @@ class SLOAwareScheduler:
         num_filled = self._meter.typical.filled(model, self._settings.fill)
         return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
-    def observe(self, batch: Batch, now: float, elapsed: float, num_committed: int) -> None:
-        shape, self._fill, self._per_token, self._ended = BatchShape.of(batch), None, None, now
-        self.estimator.observe(shape, elapsed)
+    def observe(
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+    ) -> None:
+        shape, self._fill, self._ended = BatchShape.of(batch), None, now
+        self._admission.batch_ran()
+        if self.drafting is None:
+            self.estimator.observe(shape, elapsed)
+        else:
+            self.estimator.observe(shape, max(elapsed - self.drafting.time_of(batch), 0.0))
+            self.drafting.observe(batch, num_committed, num_committed_here)
+            self._choose_length(self.drafting)
         rounds = sum([member.num_verified is not None for member in batch.members])
         prefilled = sum(member.num_prefill_tokens for member in batch.members)
         self._meter.observe(shape, now, elapsed, rounds, num_committed, prefilled)
+
+    def _choose_length(self, drafting: ServerDrafting) -> None:
+        target = self.estimator.target if isinstance(self.estimator, DraftingEstimator) else self.estimator
+        drafting.choose(target.predict, self._limits, self._demands.prefill_per_token, self._demands.fastest)
+        self._residency.drafts = drafting.length > 0
 
     def _dispatch_time(self, now: float) -> float:
         """When to run what waits: `now`, or until when every slack allows to wait for more."""
@@ -358,6 +327,8 @@ class SLOAwareScheduler:
         self._residency.make_room(members)
         self._evicting = self._residency.take_evicted()
         for session_id in self._evicting:
+            if self.drafting is not None:
+                self.drafting.forget(session_id)
             request = self._waiting.requests.get(session_id)
             if request is not None:
                 self._waiting.remove(session_id)
@@ -398,13 +369,7 @@ class SLOAwareScheduler:
     def _filled(self, level: float) -> BatchShape:
         """Of a batch of such rounds as there were lately, filled to a level, within the limits."""
         typical = self._meter.typical
-        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), self._most(typical)))))
-
-    def _most(self, typical: TypicalRound) -> float:
-        """Such rounds that a batch may hold."""
-        limits = self._limits
-        by_prompts = limits.max_prefill_tokens / typical.num_prefill if typical.num_prefill else inf
-        return min(limits.max_batch_requests, limits.max_batch_tokens / typical.num_new, by_prompts)
+        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), typical.most(self._limits)))))
 
     def _horizon(self) -> float:
         """Two filled batches: what cannot wait for so long is urgent."""
@@ -439,8 +404,8 @@ class SLOAwareScheduler:
         if not num_late or not self._settings.late_last:
             return 0.0
         typical = self._meter.typical
-        full = min(typical.filled(self.estimator.model, self._settings.fill), self._most(typical))
-        size = self._largest(typical, min(num_late, full), self._demands.fastest)
+        full = min(typical.filled(self.estimator.model, self._settings.fill), typical.most(self._limits))
+        size = typical.largest_batch(min(num_late, full), self._demands.fastest, self.estimator.predict)
         return self.estimator.upper(typical.batch(size))
 
     def _time_alone(self, request: VerificationRequest) -> float:
@@ -464,10 +429,6 @@ def _worthwhile(request: VerificationRequest, price: float) -> int:
             break
         worthwhile += 1
     return worthwhile
-
-
-def _first_token_s(demand: SessionDemand) -> float:
-    return demand.slo.first_token_s if demand.slo is not None else inf
 
 
 def _tokens_per_s(demand: SessionDemand) -> float:

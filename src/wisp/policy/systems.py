@@ -12,18 +12,19 @@ from math import inf
 
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
-from wisp.policy.co_located import CoLocatedDrafting
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.mean_time import MeanBatchTime
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+from wisp.policy.server_drafting import DraftingEstimator, ServerDrafting
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
 from wisp.policy.static_batches import StaticBatchScheduler
 
 
 def estimator_of(scheduler: Scheduler) -> VerificationTimeEstimator | None:
     """What a scheduler knows batch times by; None: it asks for none, or takes them all to be equal."""
-    inner = scheduler.inner if isinstance(scheduler, CoLocatedDrafting) else scheduler
-    estimator = inner.estimator if isinstance(inner, SLOAwareScheduler) else None
+    estimator = scheduler.estimator if isinstance(scheduler, SLOAwareScheduler) else None
+    if isinstance(estimator, DraftingEstimator):
+        estimator = estimator.target
     return estimator if isinstance(estimator, VerificationTimeEstimator) else None
 
 
@@ -33,6 +34,17 @@ class Drafts(Enum):
     NOWHERE = "nowhere"
     ON_DEVICES = "on the devices"
     ON_SERVER = "on the server"
+    ON_BOTH = "on the devices, and on the server where there is a drafter"
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether devices draft."""
+        return self in (Drafts.ON_DEVICES, Drafts.ON_BOTH)
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the server drafts, if there is a drafter beside the target."""
+        return self in (Drafts.ON_SERVER, Drafts.ON_BOTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class SchedulerTerms:
     batch_time: BatchTimeModel = field(default_factory=BatchTimeModel)
     """What is known of the engine's batch times at the start."""
     draft_time: BatchTimeModel | None = None
-    """The same of a drafter beside the target."""
+    """The same of a drafter beside the target; None: there is none, or the system has no use for it."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """Fields of SLOAwareSettings that are to differ from the system's own."""
 
@@ -69,7 +81,9 @@ def _fcfs(terms: SchedulerTerms) -> Scheduler:
 
 
 def _slo_aware(terms: SchedulerTerms, settings: SLOAwareSettings) -> SLOAwareScheduler:
-    return SLOAwareScheduler(terms.limits, VerificationTimeEstimator(terms.batch_time), _changed(settings, terms))
+    estimator = VerificationTimeEstimator(terms.batch_time)
+    drafting = None if terms.draft_time is None else ServerDrafting(terms.draft_time)
+    return SLOAwareScheduler(terms.limits, estimator, _changed(settings, terms), drafting=drafting)
 
 
 def _changed(settings: SLOAwareSettings, terms: SchedulerTerms) -> SLOAwareSettings:
@@ -96,13 +110,6 @@ def _plus(terms: SchedulerTerms) -> Scheduler:
     return _slo_aware(terms, PLUS)
 
 
-def _co_located(terms: SchedulerTerms) -> Scheduler:
-    if terms.draft_time is None:
-        raise AssertionError("a system that drafts on the server needs a drafter there")
-    inner = _slo_aware(terms, PLUS)
-    return CoLocatedDrafting(inner, lambda: inner.estimator.model, terms.draft_time)
-
-
 def _without_estimator(terms: SchedulerTerms) -> Scheduler:
     typical = terms.batch_time.predict(BatchShape(64, 64 * 256.0, 4096, 16))
     return SLOAwareScheduler(terms.limits, MeanBatchTime(typical), _changed(PUBLISHED, terms))
@@ -115,7 +122,7 @@ def _static(terms: SchedulerTerms) -> Scheduler:
 SYSTEMS: Mapping[str, System] = {
     "centralized": System("plain decoding, first come first served", _fcfs, Drafts.NOWHERE, estimates=False),
     "centralized-slo": System("plain decoding, WISP+'s scheduler", _plus, Drafts.NOWHERE),
-    "centralized-draft": System("drafter beside the target, WISP+'s scheduler", _co_located, Drafts.ON_SERVER),
+    "centralized-draft": System("drafter beside the target, WISP+'s scheduler", _plus, Drafts.ON_SERVER),
     "sled": System(
         "confidence threshold, static batches", _static, Drafts.ON_DEVICES, "confidence", 8, 0.8, estimates=False
     ),
@@ -137,6 +144,13 @@ SYSTEMS: Mapping[str, System] = {
         "WISP, first come first served", _fcfs, stop_rule="predicted", max_draft_tokens=12, estimates=False
     ),
     "wisp-plus": System(
-        "price-aware drafts, batches by deadline, cut drafts, admission", _plus, stop_rule="price", max_draft_tokens=12
+        "price-aware drafts, batches by deadline, cut drafts, admission; a drafter beside the target where there is one",
+        _plus,
+        Drafts.ON_BOTH,
+        stop_rule="price",
+        max_draft_tokens=12,
+    ),
+    "wisp-plus-edge": System(
+        "WISP+ that drafts on the devices alone", _plus, stop_rule="price", max_draft_tokens=12
     ),
 }

@@ -311,7 +311,12 @@ class VerificationLoop:
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return
-        self._scheduler.observe(batch, started + elapsed, elapsed, num_committed)
+        here = sum(
+            outcome.num_committed
+            for member, (outcome, _) in zip(batch.members, result, strict=True)
+            if member.request.drafted_here
+        )
+        self._scheduler.observe(batch, started + elapsed, elapsed, num_committed, here)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)
         prices = self._scheduler.prices()

@@ -33,10 +33,9 @@ def checked_system(config: ServerConfig) -> System:
         raise ConfigError(f"the system {config.system} asks for no batch times: leave the profile out")
     if config.scheduler_settings and not system.estimates:
         raise ConfigError(f"the system {config.system} serves first come, first served: it has no scheduler settings")
-    drafts_here = system.drafts is Drafts.ON_SERVER
-    if drafts_here and config.draft is None:
+    if system.drafts is Drafts.ON_SERVER and config.draft is None:
         raise ConfigError(f"the system {config.system} drafts on the server: name a draft model with --draft")
-    if config.draft is not None and not drafts_here:
+    if config.draft is not None and not system.drafts.on_server:
         raise ConfigError(f"the system {config.system} does not draft on the server: give --draft to `wisp edge`")
     return system
 

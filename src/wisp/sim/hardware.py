@@ -219,16 +219,20 @@ class ServerDrafter:
 
     batch_time: BatchTime
     kv_capacity_tokens: int
-    """What is left of the KV cache: the drafter has weights and a cache of its own."""
+    """What is left of the KV cache beside the drafter's weights."""
+    kv_share: float = 0.0
+    """What a token takes in the drafter's cache, over what it takes in the target's; 0: that is memory of its own."""
 
 
 DRAFTER_FIXED_S = 0.001
 """Assumed for one step of a drafter beside the target: within a step, nothing is scheduled, only launched."""
 
 
-def beside(target: Roofline, drafter: ModelShape) -> ServerDrafter:
-    """A drafter in 16 bits on the target's GPU; sessions keep the caches of both models. Raises ConfigError."""
+def beside(target: Roofline, drafter: ModelShape, kv_capacity_tokens: int | None = None) -> ServerDrafter:
+    """A drafter in 16 bits on the target's GPU; its caches come out of the target's, which holds `kv_capacity_tokens`
+    without it. Raises ConfigError."""
     alone = Roofline(target.gpu, drafter, fixed_s=DRAFTER_FIXED_S)
-    room = target.gpu.memory_bytes * (1.0 - RESERVED_MEMORY) - target.weight_bytes - alone.weight_bytes
-    capacity = int(room / (target.model.kv_bytes_per_token + drafter.kv_bytes_per_token))
-    return ServerDrafter(alone, max(capacity, 0))
+    per_token = target.model.kv_bytes_per_token
+    capacity = target.kv_capacity_tokens if kv_capacity_tokens is None else kv_capacity_tokens
+    room = capacity - int(alone.weight_bytes / per_token)
+    return ServerDrafter(alone, max(room, 0), drafter.kv_bytes_per_token / per_token)

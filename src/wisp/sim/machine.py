@@ -129,7 +129,7 @@ def _capacity(options: MachineOptions, memory: Roofline | None, profile: Calibra
 
 
 def _drafter(options: MachineOptions, target: Roofline) -> ServerDrafter:
-    return beside(target, model_shape(options.server_draft))
+    return beside(target, model_shape(options.server_draft), options.kv_tokens)
 
 
 def _swap(options: MachineOptions, memory: Roofline | None) -> float | None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, fields, replace
 
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
 from wisp.policy.controller import DraftSoFar, RoundContext
+from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.price_aware import PriceAware
+from wisp.policy.server_drafting import DraftingEstimator
 from wisp.policy.session import Session
-from wisp.policy.slo_aware import BatchTimeEstimator, SLOAwareScheduler
+from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.policy.systems import SYSTEMS, SchedulerTerms, System
 from wisp.sim.device import Device
 from wisp.sim.script import SessionScript
@@ -111,7 +113,11 @@ class Oracle(System):
         """Its scheduler for an engine that takes exactly this time."""
         scheduler = self.scheduler(terms)
         assert isinstance(scheduler, SLOAwareScheduler), "only batch times of SLO-aware schedulers can be exact"
-        scheduler.estimator = ExactEstimator(hardware, scheduler.estimator)
+        estimator = scheduler.estimator
+        if isinstance(estimator, DraftingEstimator):
+            estimator.target = ExactEstimator(hardware, estimator.target)
+        else:
+            scheduler.estimator = ExactEstimator(hardware, estimator)
         return scheduler
 
 

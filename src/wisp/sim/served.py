@@ -25,6 +25,8 @@ class ServedSession:
     """On the GPU, or in the host's memory."""
     num_swapped: int = 0
     """Of those, in the host's memory."""
+    num_drafter_knows: int = 0
+    """Tokens of the history that the drafter beside the target has read."""
     is_open: bool = False
     request: DraftRequest | DecodeRequest | None = None
     arrival: float = 0.0

@@ -84,7 +84,7 @@ class Simulation:
         self.cluster.schedule(scenario.losses, self.events.at)
         self._rules = DeviceRules(
             stop_rule=make_stop_rule(system.stop_rule, _stop_terms(scenario, system)),
-            drafts=system.drafts is Drafts.ON_DEVICES,
+            drafts=system.drafts.on_devices,
             settings=scenario.settings,
             max_new_tokens=scenario.workload.longest_output,
             attempts=scenario.attempts,
@@ -227,12 +227,14 @@ def _uncollected() -> Iterator[None]:
 def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
     """What a server knows when it starts: the limits, and fits to measurements of its engine and drafter."""
     known = initial_model(scenario.batch_time) if system.estimates else BatchTimeModel()
-    if system.drafts is not Drafts.ON_SERVER:
-        return SchedulerTerms(scenario.limits, known, settings=scenario.scheduler_settings)
-    drafter = scenario.server_drafter
+    drafter = scenario.server_drafter if system.drafts.on_server else None
     if drafter is None:
-        raise ConfigError("a system that drafts on the server needs a drafter there")
-    limits = replace(scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens)
+        if system.drafts is Drafts.ON_SERVER:
+            raise ConfigError("a system that drafts on the server needs a drafter there")
+        return SchedulerTerms(scenario.limits, known, settings=scenario.scheduler_settings)
+    limits = replace(
+        scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens, drafter_kv_share=drafter.kv_share
+    )
     return SchedulerTerms(limits, known, initial_model(drafter.batch_time), scenario.scheduler_settings)
 
 

@@ -144,6 +144,7 @@ class Verifier:
                 self._wait(decision)
 
     def _evict(self, session: ServedSession) -> None:
+        session.num_drafter_knows = 0
         if self.swap_s_per_token is None:
             session.num_cached = 0
         else:
@@ -194,22 +195,22 @@ class Verifier:
 
     def _drafting_time(self, batch: Batch) -> float:
         """Seconds that the drafter beside the target takes: it drafts for all members together, token by token."""
-        drafting = [member for member in batch.members if member.request.drafted_here and member.num_verified]
-        if not drafting:
-            return 0.0
-        assert self.draft_time is not None, "the scheduler drafts on the server, where there is no drafter"
         time, position = 0.0, 0
-        while still := [member for member in drafting if (member.num_verified or 0) > position]:
-            # The first step also reads what the drafter has not seen: the prompt, and the last committed token.
-            first = position == 0
-            time += self.draft_time(
-                BatchShape.of_members(
-                    (1 + (member.num_prefill_tokens if first else 0), member.request.num_history_tokens + position)
-                    for member in still
-                )
-            )
+        drafting = [member for member in batch.members if member.request.drafted_here and member.num_verified]
+        while drafting:
+            assert self.draft_time is not None, "the scheduler drafts on the server, where there is no drafter"
+            time += self.draft_time(BatchShape.of_members(self._draft_step(member, position) for member in drafting))
             position += 1
+            drafting = [member for member in drafting if (member.num_verified or 0) > position]
         return time
+
+    def _draft_step(self, member: BatchMember, position: int) -> tuple[int, int]:
+        """New and cached tokens of a member in the drafter; the first step also reads what it does not know yet."""
+        session, history = self.sessions[member.request.session_id], member.request.num_history_tokens
+        if position:
+            return 1, history + position - 1
+        unknown, session.num_drafter_knows = history - session.num_drafter_knows, history
+        return max(unknown, 1), history - max(unknown, 1)
 
     def _done(self, job: tuple[Batch, float, int]) -> None:
         batch, started, num_failures = job
@@ -223,7 +224,8 @@ class Verifier:
         self.watch(batch, started, elapsed)
         verified = [one for one in map(self._member_done, batch.members) if one is not None]
         num_committed = sum([committed for _, _, _, committed in verified])
-        self.scheduler.observe(batch, self.events.now, elapsed, num_committed)
+        here = sum([committed for _, member, _, committed in verified if member.request.drafted_here])
+        self.scheduler.observe(batch, self.events.now, elapsed, num_committed, here)
         prices = self.scheduler.prices()
         for session, member, outcome, committed in verified:
             hints = Hints(started - member.request.arrival, elapsed, prices)
@@ -250,6 +252,10 @@ class Verifier:
             self.scheduler.cached(session.session_id, session.num_cached, self.events.now)
             return None
         outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
+        if member.request.drafted_here:
+            session.num_drafter_knows += min(outcome[0], max(member.num_verified - 1, 0))  # its last one it did not read
+        elif member.request.max_own_draft:
+            session.num_drafter_knows = 0
         num_committed = outcome[0] + (outcome[1] is not None)
         session.num_output += num_committed
         session.num_cached = session.script.num_prompt_tokens + session.num_output - 1

@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import Interval
 from wisp.sim.options import SimulationOptions
 from wisp.sim.plan.planner import Plan
@@ -123,16 +123,17 @@ class Answer:
     def commands(self) -> list[str]:
         """How the recommended system is started."""
         system, options = self.plan.recommended, self.options
-        slos = self.plan.results.study.cells[0].scenario.workload.slos
+        scenario = self.plan.results.study.cells[0].scenario
+        slos = scenario.workload.slos
         serve = ["wisp", "serve", "MODEL", "--system", system]
         for slo in slos:
             serve += ["--slo-class", f"{slo.name.replace('/', '-per-')}={slo.tokens_per_s:g},{slo.first_token_s:g}"]
         if options.machine.profile is not None and SYSTEMS[system].estimates:
             serve += ["--profile", options.machine.profile]
-        if SYSTEMS[system].drafts is Drafts.ON_SERVER:
+        if SYSTEMS[system].drafts.on_server and scenario.server_drafter is not None:
             serve += ["--draft", "SERVER_DRAFT"]
         edge = ["wisp", "edge", "--server", "HOST:7600", "--system", system]
-        if SYSTEMS[system].drafts is Drafts.ON_DEVICES:
+        if SYSTEMS[system].drafts.on_devices:
             edge += ["--draft", "DRAFT"]
         if SYSTEMS[system].stop_rule == "predicted":
             edge += ["--predictor", str(options.predictor or "PREDICTOR")]

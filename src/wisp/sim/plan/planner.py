@@ -85,12 +85,12 @@ class Plan:
     @property
     def best_centralized(self) -> str:
         """The system without drafts on devices that serves most of them."""
-        return self._best(lambda system: SYSTEMS[system].drafts is not Drafts.ON_DEVICES)
+        return self._best(lambda system: not SYSTEMS[system].drafts.on_devices)
 
     @property
     def best_drafting(self) -> str:
         """The system with drafts on devices that serves most of them."""
-        return self._best(lambda system: SYSTEMS[system].drafts is Drafts.ON_DEVICES)
+        return self._best(lambda system: SYSTEMS[system].drafts.on_devices)
 
     @property
     def drafting_over_centralized(self) -> Interval:
@@ -115,7 +115,7 @@ def make_plan(
         raise ConfigError(
             "a plan counts devices: it needs a closed fleet, not a rate or a trace's arrivals (--lengths)"
         )
-    kinds = {choose("system", name, SYSTEMS).drafts is Drafts.ON_DEVICES for name in effort.systems}
+    kinds = {choose("system", name, SYSTEMS).drafts.on_devices for name in effort.systems}
     if len(kinds) < 2:
         raise ConfigError("a plan compares systems that draft on devices with others: name at least one of each kind")
     study = study_of(scenario, effort, margin)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import Interval, paired_ratio
 from wisp.sim.study.model import Cell, Point, PointId, Study
 
@@ -104,7 +104,7 @@ class MapVerdict:
 def map_verdict(results: Results) -> MapVerdict | None:
     """The verdict on a study with WISP+, a centralized system and any other; None for other studies."""
     names = list(results.study.systems)
-    centralized = [name for name in names if name in SYSTEMS and SYSTEMS[name].drafts is not Drafts.ON_DEVICES]
+    centralized = [name for name in names if name in SYSTEMS and not SYSTEMS[name].drafts.on_devices]
     if OURS not in names or not centralized or not results.study.measure.searches:
         return None
     return MapVerdict(tuple(_cell_verdict(results, cell, names, centralized) for cell in results.study.cells))

@@ -1,0 +1,256 @@
+"""Drafting on the server, beside the target: how many tokens, in rounds that devices decode plainly.
+
+    s, c    share of such rounds in the recent batches, and cached tokens of each
+    n, E    new positions and committed tokens of the others;  a: recent acceptance of what is drafted here
+    p       positions of prompts per token of their answers, in the long run
+    E_k     = s (1 + a + ... + a^k) + (1 - s) E        committed tokens of a round, if k tokens are drafted
+    V, D    batch times of the target and of the drafter, which drafts for all of them together
+    m_k     rounds of s (k + 1) + (1 - s) n + p E_k positions in a batch: of those that wait, as many as the limits, the
+            fastest session's speed, and the KV cache allow, where both models keep a cache if k > 0
+    K       the k in 0..max of the highest rate  m_k E_k / (V + (1 + p E_k / k) prompts and k steps of D)
+
+So K falls as batches grow; where prompts, or room in the cache, bound what is served, drafts that only make batches longer,
+or take the room of others, are not made. Another K has to be better by a margin: a drafter that was not asked for a while
+has histories to read. While K is 0, a token is drafted now and then: acceptance is only known from drafts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
+from wisp.policy.estimator import BatchTimeEstimator
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.typical_round import TypicalRound
+from wisp.types import Batch, BatchMember, SessionId, VerificationRequest
+
+_RARELY = 8
+"""Batches after which K is chosen again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDraftingSettings:
+    """How far the server drafts, and how it learns what that is worth."""
+
+    max_tokens: int = 5
+    margin: float = 0.03
+    """By how much another K has to be better."""
+    probe_share: float = 0.01
+    """Of the time, that finding out what is accepted may take while nothing else is drafted."""
+    smoothing: float = 0.05
+    """Weight of the newest batch in running means."""
+    memory: float = 200.0
+    """Drafts after which one counts for 1/e in the acceptance."""
+    initial_acceptance: float = 0.7
+    initial_weight: float = 10.0
+    """Drafts that the initial acceptance counts for."""
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """Requests when a batch is formed, and sessions, recent means."""
+
+    waiting: float = 1.0
+    outside: float = 0.0
+    """Of more requests: they wait for room in the KV cache."""
+    inside: float = 1.0
+    """Sessions in the KV cache."""
+
+
+class ServerDrafting:
+    """Decides K, and knows what drafting takes."""
+
+    def __init__(self, drafter: BatchTimeModel, settings: ServerDraftingSettings | None = None) -> None:
+        self._drafter = drafter
+        self._settings = settings or ServerDraftingSettings()
+        self._acceptance = _Acceptance(self._settings)
+        self._crowd = _Crowd()
+        self._share, self._cached = 1.0, 256.0
+        self._drafted_share = 0.0
+        """Of a batch's requests, those that are drafted for."""
+        self._new, self._committed = 1.0, 1.0
+        """Positions and committed tokens of the other rounds."""
+        self.length = self._settings.max_tokens
+        """K: tokens that requests are drafted at present."""
+        self._since_choice = 0
+        self._probed_at = 0.0
+        self._known: set[SessionId] = set()
+        """Sessions whose histories the drafter has read."""
+
+    def drafted(self, request: VerificationRequest, now: float) -> VerificationRequest:
+        """The request with the draft that the server is going to make for it, if any."""
+        most = request.max_own_draft
+        if most == 0:
+            return request
+        length = min(self.length or self._probe(request, now), most)
+        if length == 0:
+            self.forget(request.session_id)
+            return request
+        survival = tuple(self._acceptance.mean ** (i + 1) for i in range(length))
+        return replace(request, num_draft_tokens=length, survival=survival, drafted_here=True)
+
+    def _probe(self, request: VerificationRequest, now: float) -> int:
+        history = request.num_history_tokens
+        taken = self._drafter.predict(BatchShape().plus(history, 0))
+        if (now - self._probed_at) * self._settings.probe_share < taken:
+            return 0
+        self._probed_at = now
+        return 1
+
+    def forget(self, session_id: SessionId) -> None:
+        """The drafter knows nothing of a session any more."""
+        self._known.discard(session_id)
+
+    def time(self, shape: BatchShape) -> float:
+        """Seconds of the drafter in a batch of this shape, about: as many of its requests are drafted for as lately."""
+        if not self.length or not self._drafted_share:
+            return 0.0
+        size = max(1, round(shape.num_requests * self._drafted_share))
+        step = TypicalRound(1.0, shape.num_cached / max(shape.num_requests, 1)).batch(size)
+        return self.length * self._drafter.predict(step)
+
+    def time_of(self, batch: Batch) -> float:
+        """Seconds of the drafter in this batch, by what is known of it."""
+        drafting = [(member.num_verified or 0, member) for member in batch.members if member.request.drafted_here]
+        longest = max((length for length, _ in drafting), default=0)
+        return sum(
+            self._drafter.predict(BatchShape.of_members(self._step(one, i) for length, one in drafting if length > i))
+            for i in range(longest)
+        )
+
+    def _step(self, member: BatchMember, index: int) -> tuple[int, int]:
+        """New and cached tokens of a step of the drafter; the first one of a session reads its history."""
+        history = member.request.num_history_tokens
+        return (1, history + index) if index or member.request.session_id in self._known else (history, 0)
+
+    # What it learns
+
+    def see(self, num_waiting: int, num_outside: int, num_inside: int) -> None:
+        """A batch is formed of `num_waiting` requests; `num_outside` more wait for room beside `num_inside` sessions."""
+        crowd = self._crowd
+        crowd.waiting = self._smooth(crowd.waiting, num_waiting)
+        crowd.outside = self._smooth(crowd.outside, num_outside)
+        crowd.inside = self._smooth(crowd.inside, num_inside)
+
+    def observe(self, batch: Batch, num_committed: int, num_committed_here: int) -> None:
+        """A batch ran, and committed so many tokens; the rounds that were drafted here so many of them."""
+        verified = [member for member in batch.members if member.num_verified is not None]
+        if not verified:
+            return
+        lengths = [member.num_verified or 0 for member in verified]
+        here = [length for length, member in zip(lengths, verified, strict=True) if member.request.drafted_here]
+        drafts = [length for length in here if length]
+        num_plain = len(here) + sum([not one for one in lengths]) - (len(here) - len(drafts))
+        num_others = len(verified) - num_plain
+        self._share = self._smooth(self._share, num_plain / len(verified))
+        self._drafted_share = self._smooth(self._drafted_share, len(drafts) / len(batch.members))
+        histories = sum([member.request.num_history_tokens for member in verified])
+        self._cached = self._smooth(self._cached, histories / len(verified))
+        if num_others:
+            committed = num_committed - num_committed_here - (num_plain - len(here))
+            self._new = self._smooth(self._new, 1.0 + (sum(lengths) - sum(drafts)) / num_others)
+            self._committed = self._smooth(self._committed, committed / num_others)
+        self._known.update(member.request.session_id for member in verified if member.request.drafted_here)
+        if drafts:
+            self._acceptance.learn(len(drafts), sum(drafts), num_committed_here - len(here))
+
+    def choose(
+        self, target: BatchTime, limits: SchedulerLimits, prefill_per_token: float | None, fastest: float
+    ) -> None:
+        """Decide K anew, now and then; the fastest session is of so many tokens per second."""
+        self._since_choice += 1
+        if self._since_choice < _RARELY:
+            return
+        self._since_choice = 0
+        rates = [
+            self._rate(length, target, limits, prefill_per_token or 0.0, fastest)
+            for length in range(self._settings.max_tokens + 1)
+        ]
+        best = max(range(len(rates)), key=rates.__getitem__)
+        if rates[best] > (1.0 + self._settings.margin) * rates[self.length]:
+            self.length = best
+
+    def _rate(
+        self, length: int, target: BatchTime, limits: SchedulerLimits, prefill_per_token: float, fastest: float
+    ) -> float:
+        """Committed tokens per second with drafts of this length."""
+        own, others, acceptance = self._share, 1.0 - self._share, self._acceptance.mean
+        committed = own * sum([acceptance**i for i in range(length + 1)]) + others * self._committed
+        prefill = prefill_per_token * committed
+        typical = TypicalRound(
+            own * (length + 1) + others * self._new + prefill, self._cached, committed, num_prefill=prefill
+        )
+        read = TypicalRound(1.0 + prefill / max(length, 1), self._cached)
+
+        def batch_time(shape: BatchShape) -> float:
+            if length == 0:
+                return target(shape)
+            drafting = read.batch(max(1, round(shape.num_requests * own)))
+            return target(shape) + length * self._drafter.predict(drafting)
+
+        most = min(typical.most(limits), self._at_hand(length, limits))
+        size = typical.largest_batch(most, fastest, batch_time)
+        return size * committed / max(batch_time(typical.batch(size)), 1e-9)
+
+    def _at_hand(self, length: int, limits: SchedulerLimits) -> float:
+        """Requests that wait when a batch is formed, if drafts of this length are made."""
+        crowd = self._crowd
+        weight = 1.0 + limits.drafter_kv_share if length else 1.0
+        fitting = limits.kv_capacity_tokens / max(weight * self._cached, 1.0)
+        return min(crowd.waiting + crowd.outside, fitting * min(1.0, crowd.waiting / max(crowd.inside, 1.0)))
+
+    def _smooth(self, mean: float, value: float) -> float:
+        return mean + self._settings.smoothing * (value - mean)
+
+
+class DraftingEstimator:
+    """Batch times with the drafter's: a target's estimator, and what drafting adds. See BatchTimeEstimator."""
+
+    def __init__(self, target: BatchTimeEstimator, drafting: ServerDrafting) -> None:
+        self.target = target
+        self._drafting = drafting
+
+    @property
+    def model(self) -> BatchTimeModel:
+        """Of the target alone."""
+        return self.target.model
+
+    def predict(self, shape: BatchShape) -> float:
+        return self.target.predict(shape) + self._drafting.time(shape)
+
+    def upper(self, shape: BatchShape) -> float:
+        return self.target.upper(shape) + self._drafting.time(shape)
+
+    def observe(self, shape: BatchShape, elapsed: float) -> None:
+        """Of the target alone."""
+        self.target.observe(shape, elapsed)
+
+
+class _Acceptance:
+    """The a of recent drafts: that for which a + a^2 + ... + a^length is what was accepted, on average."""
+
+    def __init__(self, settings: ServerDraftingSettings) -> None:
+        self.mean = settings.initial_acceptance
+        self._memory = settings.memory
+        self._drafts = settings.initial_weight
+        self._length, self._accepted = self._drafts, self._drafts * self.mean
+
+    def learn(self, num_drafts: int, length: float, num_accepted: float) -> None:
+        """Of so many drafts, `length` tokens altogether, so many tokens were accepted."""
+        keep = max(0.0, 1.0 - num_drafts / self._memory)
+        self._drafts = keep * self._drafts + num_drafts
+        self._length = keep * self._length + length
+        self._accepted = keep * self._accepted + num_accepted
+        self.mean = acceptance_of(self._accepted / self._drafts, self._length / self._drafts)
+
+
+def acceptance_of(num_accepted: float, length: float) -> float:
+    """The a for which drafts of `length` have `num_accepted` tokens accepted on average: a + a^2 + ... + a^length."""
+    whole = max(1, round(length))
+    share = min(1.0, max(0.0, num_accepted / length))
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        expected = sum(middle ** (i + 1) for i in range(whole)) / whole
+        low, high = (middle, high) if expected < share else (low, middle)
+    return (low + high) / 2

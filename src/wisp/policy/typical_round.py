@@ -1,0 +1,52 @@
+"""Rounds as they are on average, and how many of them go into a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
+from wisp.policy.scheduler import SchedulerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class TypicalRound:
+    """The recent mean round; the default is assumed before there was one."""
+
+    num_new: float = 4.0
+    num_cached: float = 256.0
+    num_committed: float = 2.0
+    num_prefill: float = 0.0
+    """Of the new positions, those of prompts."""
+
+    def batch(self, size: int) -> BatchShape:
+        """The shape of a batch of `size` such rounds."""
+        new, cached = max(1, round(self.num_new)), round(self.num_cached)
+        return BatchShape(size * new, size * new * (cached + new / 2), size * cached, size)
+
+    def filled(self, model: BatchTimeModel, efficiency: float) -> float:
+        """How many such rounds fill a batch to this efficiency: what they take in a large batch, over the batch's time."""
+        large = model.large_position_time(self.num_cached) * self.num_new + model.round_time(self.num_cached)
+        small = large - model.per_token_above_ridge_s * self.num_new
+        below = efficiency * model.fixed_s / max(large - efficiency * small, 1e-12)
+        ridge = model.ridge_tokens / self.num_new
+        if below <= ridge or model.per_token_above_ridge_s == 0.0:
+            return below
+        own = max(0.0, model.fixed_s - model.per_token_above_ridge_s * model.ridge_tokens)
+        return max(ridge, efficiency / (1.0 - efficiency) * own / max(large, 1e-12))
+
+    def most(self, limits: SchedulerLimits) -> float:
+        """Such rounds that a batch may hold."""
+        by_prompts = limits.max_prefill_tokens / self.num_prefill if self.num_prefill else inf
+        return min(limits.max_batch_requests, limits.max_batch_tokens / self.num_new, by_prompts)
+
+    def largest_batch(self, most: float, fastest: float, batch_time: BatchTime) -> int:
+        """Such rounds, at most so many, in a batch that a session of `fastest` tokens per second can wait for, time and
+        again; 0: nobody is in a hurry. At least 1."""
+        limit = self.num_committed / fastest if fastest else inf
+        low, high = 1, max(1, int(most))
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = batch_time(self.batch(middle)) <= limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
