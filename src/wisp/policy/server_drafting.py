@@ -175,7 +175,8 @@ class ServerDrafting:
     ) -> float:
         """Committed tokens per second with drafts of this length."""
         own, others, acceptance = self._share, 1.0 - self._share, self._acceptance.mean
-        committed = own * sum([acceptance**i for i in range(length + 1)]) + others * self._committed
+        plain = sum([acceptance**i for i in range(length + 1)])
+        committed = own * plain + others * self._committed
         prefill = prefill_per_token * committed
         typical = TypicalRound(
             own * (length + 1) + others * self._new + prefill, self._cached, committed, num_prefill=prefill
@@ -189,7 +190,7 @@ class ServerDrafting:
             return target(shape) + length * self._drafter.predict(drafting)
 
         most = min(typical.most(limits), self._at_hand(length, limits))
-        size = typical.largest_batch(most, fastest, batch_time)
+        size = typical.largest_batch(most, fastest * committed / plain, batch_time)
         return size * committed / max(batch_time(typical.batch(size)), 1e-9)
 
     def _at_hand(self, length: int, limits: SchedulerLimits) -> float:
