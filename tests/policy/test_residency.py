@@ -104,3 +104,26 @@ def test_what_is_left_always_fits(resident: dict[str, int], growth: dict[str, in
     order = list(resident)
     assert sorted(evicted, key=order.index) == order[len(order) - len(evicted) :]
     assert not resident or order[0] not in evicted
+
+
+def test_a_drafters_cache_takes_room_as_long_as_it_is_kept() -> None:
+    """It is there from a session's first draft on, and gone at once where drafts are not made any more."""
+    residency = KVResidency(CAPACITY, pages, reserve=0.0, drafter_share=0.5)
+    residency.note("a", 32, 0.0)
+    residency.keep_drafts("a", kept=True)
+    assert not residency.enter(request("b", 24), 0.0, ())
+    residency.keep_drafts("a", kept=False)
+    assert residency.enter(request("b", 24), 0.0, ())
+
+
+def test_who_enters_to_be_drafted_for_needs_room_in_both_caches() -> None:
+    """Growth counts in both, too."""
+    residency = KVResidency(CAPACITY, pages, reserve=0.0, drafter_share=1.0)
+    residency.keep_drafts("a", kept=True)
+    assert not residency.enter(request("a", 40), 0.0, ())
+    assert residency.enter(request("a", 30), 0.0, ())
+    growing = [member("a", 32, 4)]
+    residency.note("b", 0, 0.0)
+    residency.enter(request("c", 0), 0.0, ())
+    residency.make_room(growing)
+    assert "c" not in residency

@@ -1,4 +1,4 @@
-"""Drafting on the server: how many tokens, as the load and the acceptance have it."""
+"""Drafting on the server: how many tokens, as the load, the cache and the acceptance have it."""
 
 from __future__ import annotations
 
@@ -7,81 +7,193 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.test_scheduler import request
-from wisp.policy.batch_time import BatchTimeModel
-from wisp.policy.co_located import CoLocatedDrafting, CoLocatedSettings, _acceptance
-from wisp.policy.scheduler import FCFSScheduler, SchedulerLimits
-from wisp.types import Batch, VerificationRequest, WaitUntil
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.server_drafting import ServerDrafting, ServerDraftingSettings, acceptance_of
+from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
+from wisp.types import Batch, BatchMember, SessionDemand, VerificationRequest
 
 TARGET = BatchTimeModel(fixed_s=0.03, per_token_s=1e-4, per_token_above_ridge_s=1e-3, ridge_tokens=32.0)
-DRAFTER = BatchTimeModel(fixed_s=0.002, per_token_s=0.0)
+DRAFTER = BatchTimeModel(fixed_s=0.002, per_token_s=1e-5)
+LIMITS = SchedulerLimits(max_sessions=512, max_batch_requests=256, max_prefill_tokens=512)
 
 
-def _scheduler(**settings: float) -> CoLocatedDrafting:
-    inner = FCFSScheduler(SchedulerLimits())
-    return CoLocatedDrafting(inner, lambda: TARGET, DRAFTER, CoLocatedSettings(**settings))  # type: ignore[arg-type]
+def drafting(**settings: float) -> ServerDrafting:
+    return ServerDrafting(DRAFTER, ServerDraftingSettings(**settings))  # type: ignore[arg-type]
 
 
-def _plain(name: str, most: int = 15) -> VerificationRequest:
-    return replace(request(name), max_own_draft=most)
+def plain(name: str, most: int = 15, history: int = 257) -> VerificationRequest:
+    return replace(request(name, history=history, cached=history - 1), max_own_draft=most)
 
 
-def _run(scheduler: CoLocatedDrafting, size: int, accepted_per_round: float, num_batches: int) -> None:
-    """Batches of `size` requests, so many of whose drafted tokens are accepted on average."""
-    for _ in range(num_batches):
-        for i in range(size):
-            scheduler.add(_plain(str(i)))
-        batch = scheduler.schedule(0.0)
-        assert isinstance(batch, Batch)
-        drafted = any(member.num_verified for member in batch.members)
-        scheduler.observe(batch, 0.0, 0.05, round(size * (1 + (accepted_per_round if drafted else 0))))
+def batch(what: ServerDrafting, size: int, now: float = 0.0) -> Batch:
+    """Plain rounds with what is drafted for them."""
+    requests = [what.drafted(plain(str(i)), now) for i in range(size)]
+    return Batch(tuple(BatchMember(one, 0, one.num_draft_tokens) for one in requests))
 
 
-def test_plain_decoding_is_drafted_and_what_devices_drafted_is_left_alone() -> None:
+def run(
+    what: ServerDrafting,
+    size: int,
+    acceptance: float = 0.7,
+    num_batches: int = 100,
+    limits: SchedulerLimits = LIMITS,
+    prefill_per_token: float = 0.0,
+    fastest: float = 0.0,
+    outside: int = 0,
+    interval: float = 0.05,
+) -> list[int]:
+    """Batches of `size` plain rounds, with `outside` more that wait for room; what was drafted in each."""
+    drafted = []
+    for index in range(num_batches):
+        now = batch(what, size, index * interval)
+        what.see(size, outside, size)
+        lengths = [one.num_verified or 0 for one in now.members if one.request.drafted_here]
+        here = sum(sum(acceptance**i for i in range(length + 1)) for length in lengths)
+        what.observe(now, round(here + size - len(lengths)), round(here))
+        what.choose(TARGET.predict, limits, prefill_per_token, fastest)
+        drafted.append(sum(lengths))
+    return drafted
+
+
+def test_plain_rounds_are_drafted_and_what_devices_drafted_is_left_alone() -> None:
     """The server's tokens count as the request's own, up to what the round still asks for."""
-    scheduler = _scheduler()
-    assert scheduler.length > 2
-    scheduler.add(_plain("a"))
-    scheduler.add(_plain("b", most=1))
-    scheduler.add(request("c", draft=2))
-    batch = scheduler.schedule(0.0)
-    assert isinstance(batch, Batch)
-    found = [(one.num_verified, one.request.drafted_here) for one in batch.members]
-    assert found == [(scheduler.length, True), (1, True), (2, False)]
-    assert batch.members[0].request.survival == pytest.approx([0.7 ** (i + 1) for i in range(scheduler.length)])
+    what = drafting()
+    found = [what.drafted(one, 0.0) for one in (plain("a"), plain("b", most=1), request("c", draft=2))]
+    assert [(one.num_draft_tokens, one.drafted_here) for one in found] == [(5, True), (1, True), (2, False)]
+    assert found[0].survival == pytest.approx([0.7 ** (i + 1) for i in range(5)])
 
 
 def test_drafts_get_shorter_as_batches_grow() -> None:
     """Above the ridge of the batch time a drafted position costs what a decoded one does."""
-    alone, crowded = _scheduler(), _scheduler()
-    _run(alone, 1, 3.0, 100)
-    _run(crowded, 120, 0.7, 100)
+    alone, crowded = drafting(), drafting()
+    run(alone, 1)
+    run(crowded, 120)
     assert alone.length > crowded.length
 
 
-def test_nothing_is_drafted_for_long_where_nothing_is_accepted() -> None:
-    """Only every so many requests probe whether that still holds."""
-    scheduler = _scheduler(probe_every=10)
-    _run(scheduler, 4, 0.0, 200)
-    assert scheduler.length == 0
-    lengths = []
-    for i in range(40):
-        scheduler.add(_plain(str(i)))
-        batch = scheduler.schedule(0.0)
-        assert isinstance(batch, Batch)
-        lengths.append(batch.members[0].num_verified)
-    assert sorted(lengths) == [0] * 36 + [1] * 4
+def test_nothing_is_drafted_where_nothing_is_accepted() -> None:
+    """But for a token now and then: finding out takes a hundredth of the time."""
+    what = drafting()
+    run(what, 4, acceptance=0.0)
+    assert what.length == 0
+    per_probe = DRAFTER.predict(BatchShape().plus(257, 0))
+    drafted = run(what, 4, acceptance=0.0, num_batches=1000, interval=0.05)
+    assert set(drafted) == {0, 1}
+    assert sum(drafted) * per_probe == pytest.approx(0.01 * 1000 * 0.05, rel=0.1)
+
+
+def test_drafting_begins_again_where_drafts_are_accepted_again() -> None:
+    """By what the probes find."""
+    what = drafting()
+    run(what, 4, acceptance=0.0)
+    run(what, 4, acceptance=0.9, num_batches=5000)
+    assert what.length > 0
+
+
+def test_nothing_is_drafted_where_prompts_take_all_there_is_room_for() -> None:
+    """As many tokens are answered per batch whether drafts are made or not, and with them it takes longer."""
+    without, with_prompts = drafting(), drafting()
+    run(without, 40)
+    run(with_prompts, 40, prefill_per_token=15.0)
+    assert (without.length > 0, with_prompts.length) == (True, 0)
+
+
+def test_nothing_is_drafted_where_the_drafters_cache_takes_the_room_of_others() -> None:
+    """A memory of its own takes nobody's room."""
+    apart, shared = drafting(), drafting()
+    tight = replace(LIMITS, kv_capacity_tokens=16 * 257)
+    run(apart, 16, acceptance=0.5, limits=tight, outside=16)
+    run(shared, 16, acceptance=0.5, limits=replace(tight, drafter_kv_share=2.0), outside=16)
+    assert (apart.length > 0, shared.length) == (True, 0)
+
+
+def test_plain_rounds_keep_up_with_the_fastest_session() -> None:
+    """Where a batch takes longer than one token of his may, the rounds have to bring more than one."""
+    slow, fast = drafting(), drafting()
+    run(slow, 150, acceptance=0.8)
+    run(fast, 150, acceptance=0.8, fastest=1.0 / TARGET.predict(BatchShape().plus(60, 0)))
+    assert (slow.length, fast.length > 0) == (0, True)
+
+
+def test_another_length_has_to_be_better_by_a_margin() -> None:
+    """Or the drafter reads histories again and again."""
+    eager, settled = drafting(), drafting(margin=10.0)
+    run(eager, 120)
+    run(settled, 120)
+    assert (eager.length, settled.length) == (0, 5)
+
+
+def test_the_luck_of_devices_says_nothing_of_the_servers_drafter() -> None:
+    """Of a mixed batch, what its own rounds committed is what it learns from."""
+    what = drafting()
+    own, other = what.drafted(plain("a"), 0.0), request("b", draft=4)
+    mixed = Batch((BatchMember(own, 0, 5), BatchMember(other, 0, 4)))
+    for _ in range(200):
+        what.observe(mixed, num_committed=1 + 5, num_committed_here=1)
+    assert what.drafted(plain("a"), 0.0).survival[0] < 0.01
 
 
 @pytest.mark.parametrize("acceptance", [0.05, 0.3, 0.7, 0.95])
 def test_acceptance_is_found_again_from_accepted_tokens(acceptance: float) -> None:
     """The inverse of a + a^2 + ... + a^k."""
     expected = sum(acceptance ** (i + 1) for i in range(5))
-    assert _acceptance(expected, 5.0) == pytest.approx(acceptance, abs=1e-3)
+    assert acceptance_of(expected, 5.0) == pytest.approx(acceptance, abs=1e-3)
 
 
-def test_the_rest_is_the_inner_schedulers() -> None:
-    """Cancelling a drafted request takes it out of the queue."""
-    scheduler = _scheduler()
-    scheduler.add(_plain("a"))
-    scheduler.cancel("a")
-    assert scheduler.schedule(0.0) == WaitUntil()
+def test_the_first_draft_of_a_session_reads_its_history() -> None:
+    """Until it is forgotten, and has to be read again."""
+    what = drafting()
+    first = batch(what, 1)
+    step, reading = DRAFTER.predict(BatchShape().plus(1, 0)), DRAFTER.predict(BatchShape().plus(257, 0))
+    assert what.time_of(first) == pytest.approx(reading + 4 * step)
+    what.observe(first, 3, 3)
+    assert what.time_of(first) == pytest.approx(5 * step)
+    what.forget("0")
+    assert what.time_of(first) == pytest.approx(reading + 4 * step)
+
+
+# In the scheduler
+
+
+def scheduler(limits: SchedulerLimits = LIMITS) -> SLOAwareScheduler:
+    estimator = VerificationTimeEstimator(TARGET)
+    return SLOAwareScheduler(limits, estimator, SLOAwareSettings(eager=True), drafting=drafting())
+
+
+def test_batches_take_as_long_as_both_models_and_the_target_alone_is_learned() -> None:
+    """Its drafter's time is known: what is left of a batch's is the target's."""
+    what = scheduler()
+    before = what.estimator.model
+    for index in range(40):
+        what.add(replace(plain("a"), round=index, arrival=float(index)))
+        found = what.schedule(float(index))
+        assert isinstance(found, Batch)
+        assert what.drafting is not None
+        alone = TARGET.predict(BatchShape.of(found))
+        elapsed = alone + what.drafting.time_of(found)
+        what.observe(found, index + elapsed, elapsed, 3, 3)
+    assert what.estimator.model.coefficients == pytest.approx(before.coefficients, rel=1e-6)
+    assert what.estimator.predict(BatchShape.of(found)) == pytest.approx(elapsed, rel=1e-3)
+
+
+def test_a_drafted_session_takes_the_room_of_both_caches() -> None:
+    """The next one has to wait for it."""
+    tight = replace(LIMITS, kv_capacity_tokens=1000)
+    for share, expected in ((0.0, {"a", "b"}), (1.0, {"a"})):
+        what = scheduler(replace(tight, drafter_kv_share=share))
+        for name in "ab":
+            what.admit(SessionDemand(name, 300, 100), 0.0)
+            what.add(replace(plain(name, history=300), num_cached_tokens=0))
+        found = what.schedule(0.0)
+        assert isinstance(found, Batch)
+        assert {member.request.session_id for member in found.members} == expected
+
+
+def test_cancelling_takes_a_drafted_request_out_of_the_queue() -> None:
+    """As any other."""
+    what = scheduler()
+    what.add(plain("a"))
+    what.cancel("a")
+    assert not isinstance(what.schedule(0.0), Batch)

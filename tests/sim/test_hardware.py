@@ -9,13 +9,10 @@ import pytest
 
 from wisp.errors import ConfigError, FormatError
 from wisp.policy.batch_time import BatchShape
-from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline
+from wisp.sim.hardware import GPUS, MODELS, ModelShape, Roofline, beside
 
 MEASURED_LAYER = {1: 670e-6, 64: 744e-6, 128: 821e-6, 512: 1499e-6, 2048: 5397e-6}
 """Seconds of one layer's dense kernels of Qwen3-32B on an RTX PRO 6000 by tokens: LLMServingSim, commit 5daddb2."""
-
-
-TIED = {"qwen3-0.6b"}
 
 
 @pytest.mark.parametrize(("num_tokens", "seconds"), MEASURED_LAYER.items())
@@ -37,8 +34,17 @@ def test_shapes_have_the_size_that_is_in_their_name(name: str) -> None:
     """The embedding added, unless it is the head's transpose."""
     shape = MODELS[name]
     billions = float(name.rsplit("-", maxsplit=1)[-1].removesuffix("b"))
-    embedding = 0 if name in TIED else shape.vocabulary_size * shape.hidden_size
+    embedding = 0 if shape.tied else shape.vocabulary_size * shape.hidden_size
     assert (shape.num_matmul_parameters + embedding) / 1e9 == pytest.approx(billions, rel=0.06)
+
+
+def test_a_tied_head_lies_in_memory_once() -> None:
+    """As the configuration says."""
+    keys = {"num_hidden_layers": 28, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}
+    keys |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+    assert ModelShape.from_config({**keys, "tie_word_embeddings": True}) == MODELS["qwen3-0.6b"]
+    apart = Roofline(GPUS["l40s"], ModelShape.from_config(keys))
+    assert apart.weight_bytes - Roofline(GPUS["l40s"], MODELS["qwen3-0.6b"]).weight_bytes == 2 * 151936 * 1024
 
 
 def test_a_batch_costs_what_its_parts_cost() -> None:
@@ -46,6 +52,16 @@ def test_a_batch_costs_what_its_parts_cost() -> None:
     roofline = Roofline(GPUS["a100-80gb"], MODELS["qwen3-32b"], fixed_s=0.005, per_request_s=20e-6)
     expected = 0.00504 + roofline.matmul_time(5) + roofline.attention_time(3000, 1.0)
     assert roofline(BatchShape.of_members([(1, 1000), (4, 2000)])) == pytest.approx(expected)
+
+
+def test_a_drafter_beside_the_target_takes_of_its_cache() -> None:
+    """Its weights at once, its caches as they are used: 112 KiB per token beside the target's 256."""
+    target = Roofline(GPUS["a100-80gb"], MODELS["qwen3-32b"])
+    drafter = beside(target, MODELS["qwen3-0.6b"])
+    taken = Roofline(GPUS["a100-80gb"], MODELS["qwen3-0.6b"]).weight_bytes / target.model.kv_bytes_per_token
+    assert target.kv_capacity_tokens - drafter.kv_capacity_tokens == int(taken)
+    assert drafter.kv_share == 112 / 256
+    assert beside(target, MODELS["qwen3-0.6b"], 10_000).kv_capacity_tokens == 10_000 - int(taken)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:

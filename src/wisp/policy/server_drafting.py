@@ -35,6 +35,9 @@ class ServerDraftingSettings:
     max_tokens: int = 5
     margin: float = 0.03
     """By how much another K has to be better."""
+    room_margin: float = 0.15
+    """By how much drafting has to be better where its caches take the room of others: a full cache costs more than it
+    does on average, since whoever does not fit waits, or is computed anew."""
     probe_share: float = 0.01
     """Of the time, that finding out what is accepted may take while nothing else is drafted."""
     smoothing: float = 0.05
@@ -44,6 +47,16 @@ class ServerDraftingSettings:
     initial_acceptance: float = 0.7
     initial_weight: float = 10.0
     """Drafts that the initial acceptance counts for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What the choice depends on beside what is smoothed here."""
+
+    target: BatchTime
+    limits: SchedulerLimits
+    prefill_per_token: float
+    fastest: float
 
 
 @dataclass(slots=True)
@@ -162,22 +175,17 @@ class ServerDrafting:
         if self._since_choice < _RARELY:
             return
         self._since_choice = 0
-        rates = [
-            self._rate(length, target, limits, prefill_per_token or 0.0, fastest)
-            for length in range(self._settings.max_tokens + 1)
-        ]
+        load = _Load(target, limits, prefill_per_token or 0.0, fastest)
+        rates = [self._rate(length, load) for length in range(self._settings.max_tokens + 1)]
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] > (1.0 + self._settings.margin) * rates[self.length]:
             self.length = best
 
-    def _rate(
-        self, length: int, target: BatchTime, limits: SchedulerLimits, prefill_per_token: float, fastest: float
-    ) -> float:
-        """Committed tokens per second with drafts of this length."""
-        own, others, acceptance = self._share, 1.0 - self._share, self._acceptance.mean
-        plain = sum([acceptance**i for i in range(length + 1)])
+    def _rate(self, length: int, load: _Load) -> float:
+        """Committed tokens per second with drafts of this length, less the margin where they take the room of others."""
+        own, others, plain = self._share, 1.0 - self._share, self._of_plain(length)
         committed = own * plain + others * self._committed
-        prefill = prefill_per_token * committed
+        prefill = load.prefill_per_token * committed
         typical = TypicalRound(
             own * (length + 1) + others * self._new + prefill, self._cached, committed, num_prefill=prefill
         )
@@ -185,13 +193,20 @@ class ServerDrafting:
 
         def batch_time(shape: BatchShape) -> float:
             if length == 0:
-                return target(shape)
+                return load.target(shape)
             drafting = read.batch(max(1, round(shape.num_requests * own)))
-            return target(shape) + length * self._drafter.predict(drafting)
+            return load.target(shape) + length * self._drafter.predict(drafting)
 
-        most = min(typical.most(limits), self._at_hand(length, limits))
-        size = typical.largest_batch(most, fastest * committed / plain, batch_time)
-        return size * committed / max(batch_time(typical.batch(size)), 1e-9)
+        at_hand = self._at_hand(length, load.limits)
+        most = min(typical.most(load.limits), at_hand)
+        size = typical.largest_batch(most, load.fastest * committed / plain, batch_time)
+        crowds_out = at_hand < self._at_hand(0, load.limits)
+        margin = self._settings.room_margin if crowds_out else 0.0
+        return size * committed / max(batch_time(typical.batch(size)), 1e-9) / (1.0 + margin)
+
+    def _of_plain(self, length: int) -> float:
+        """Committed tokens of a round of plain decoding for which so many are drafted."""
+        return sum([self._acceptance.mean**i for i in range(length + 1)])
 
     def _at_hand(self, length: int, limits: SchedulerLimits) -> float:
         """Requests that wait when a batch is formed, if drafts of this length are made."""

@@ -30,7 +30,7 @@ from math import inf
 
 from wisp.policy.admission import Admission
 from wisp.policy.assembly import Assembly
-from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.batch_time import BatchShape
 from wisp.policy.demand import SessionDemands
 from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.prices import FleetMeter
@@ -117,7 +117,7 @@ class SLOAwareScheduler:
             demands=self._demands,
             residency=self._residency,
             meter=self._meter,
-            predict=lambda shape: self.estimator.predict(shape),
+            predict=self._predict,
             waits=self._waits,
         )
         self._evicting: tuple[SessionId, ...] = ()
@@ -151,6 +151,9 @@ class SLOAwareScheduler:
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         self._residency.note(session_id, num_cached_tokens, now)
+
+    def _predict(self, shape: BatchShape) -> float:
+        return self.estimator.predict(shape)
 
     def _waits(self, session_id: SessionId) -> bool:
         return session_id in self._waiting.requests or session_id in self._entering
@@ -369,7 +372,9 @@ class SLOAwareScheduler:
     def _filled(self, level: float) -> BatchShape:
         """Of a batch of such rounds as there were lately, filled to a level, within the limits."""
         typical = self._meter.typical
-        return typical.batch(max(1, round(min(typical.filled(self.estimator.model, level), typical.most(self._limits)))))
+        return typical.batch(
+            max(1, round(min(typical.filled(self.estimator.model, level), typical.most(self._limits))))
+        )
 
     def _horizon(self) -> float:
         """Two filled batches: what cannot wait for so long is urgent."""

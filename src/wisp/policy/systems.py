@@ -150,7 +150,5 @@ SYSTEMS: Mapping[str, System] = {
         stop_rule="price",
         max_draft_tokens=12,
     ),
-    "wisp-plus-edge": System(
-        "WISP+ that drafts on the devices alone", _plus, stop_rule="price", max_draft_tokens=12
-    ),
+    "wisp-plus-edge": System("WISP+ that drafts on the devices alone", _plus, stop_rule="price", max_draft_tokens=12),
 }

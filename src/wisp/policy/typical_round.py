@@ -41,8 +41,10 @@ class TypicalRound:
         return min(limits.max_batch_requests, limits.max_batch_tokens / self.num_new, by_prompts)
 
     def largest_batch(self, most: float, fastest: float, batch_time: BatchTime) -> int:
-        """Such rounds, at most so many, in a batch that a session of `fastest` tokens per second can wait for, time and
-        again; 0: nobody is in a hurry. At least 1."""
+        """How many of at most so many such rounds a session of `fastest` tokens per second can wait for, again and again.
+
+        0: nobody is in a hurry. At least 1.
+        """
         limit = self.num_committed / fastest if fastest else inf
         low, high = 1, max(1, int(most))
         while low < high:

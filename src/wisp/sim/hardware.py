@@ -62,6 +62,8 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocabulary_size: int
+    tied: bool = False
+    """Whether the head is the embedding's transpose: both are one matrix in memory."""
 
     @classmethod
     def load(cls, path: Path) -> ModelShape:
@@ -85,6 +87,7 @@ class ModelShape:
             num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
             head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
             vocabulary_size=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", False)),
         )
 
     @property
@@ -102,7 +105,7 @@ class ModelShape:
 MODELS: Mapping[str, ModelShape] = {
     "qwen3-32b": ModelShape(64, 5120, 25600, 64, 8, 128, 151936),
     "qwen3-14b": ModelShape(40, 5120, 17408, 40, 8, 128, 151936),
-    "qwen3-0.6b": ModelShape(28, 1024, 3072, 16, 8, 128, 151936),
+    "qwen3-0.6b": ModelShape(28, 1024, 3072, 16, 8, 128, 151936, tied=True),
     "qwen3-8b": ModelShape(36, 4096, 12288, 32, 8, 128, 151936),
     "llama-3.1-70b": ModelShape(80, 8192, 28672, 64, 8, 128, 128256),
     "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),
@@ -170,7 +173,7 @@ class Roofline:
     @property
     def weight_bytes(self) -> float:
         """What lies in memory; a step reads all but the embedding."""
-        embedding = self.model.vocabulary_size * self.model.hidden_size * 2
+        embedding = 0 if self.model.tied else self.model.vocabulary_size * self.model.hidden_size * 2
         return self.read_bytes + embedding
 
     @property
@@ -229,8 +232,10 @@ DRAFTER_FIXED_S = 0.001
 
 
 def beside(target: Roofline, drafter: ModelShape, kv_capacity_tokens: int | None = None) -> ServerDrafter:
-    """A drafter in 16 bits on the target's GPU; its caches come out of the target's, which holds `kv_capacity_tokens`
-    without it. Raises ConfigError."""
+    """A drafter in 16 bits on the target's GPU, whose weights and caches take of what the target's cache would hold.
+
+    That is `kv_capacity_tokens`, or what is left beside the target's weights. Raises ConfigError.
+    """
     alone = Roofline(target.gpu, drafter, fixed_s=DRAFTER_FIXED_S)
     per_token = target.model.kv_bytes_per_token
     capacity = target.kv_capacity_tokens if kv_capacity_tokens is None else kv_capacity_tokens

@@ -232,9 +232,7 @@ def _terms(scenario: Scenario, system: System) -> SchedulerTerms:
         if system.drafts is Drafts.ON_SERVER:
             raise ConfigError("a system that drafts on the server needs a drafter there")
         return SchedulerTerms(scenario.limits, known, settings=scenario.scheduler_settings)
-    limits = replace(
-        scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens, drafter_kv_share=drafter.kv_share
-    )
+    limits = replace(scenario.limits, kv_capacity_tokens=drafter.kv_capacity_tokens, drafter_kv_share=drafter.kv_share)
     return SchedulerTerms(limits, known, initial_model(drafter.batch_time), scenario.scheduler_settings)
 
 

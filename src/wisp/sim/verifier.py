@@ -253,7 +253,9 @@ class Verifier:
             return None
         outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
         if member.request.drafted_here:
-            session.num_drafter_knows += min(outcome[0], max(member.num_verified - 1, 0))  # its last one it did not read
+            session.num_drafter_knows += min(
+                outcome[0], max(member.num_verified - 1, 0)
+            )  # its last one it did not read
         elif member.request.max_own_draft:
             session.num_drafter_knows = 0
         num_committed = outcome[0] + (outcome[1] is not None)
