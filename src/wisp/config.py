@@ -57,7 +57,7 @@ class ModelConfig:
 
 SYSTEMS = (
     *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed"),
-    *("wisp", "wisp-no-predictor", "wisp-no-estimator", "wisp-no-scheduler", "wisp-plus"),
+    *("wisp", "wisp-no-predictor", "wisp-no-estimator", "wisp-no-scheduler", "wisp-plus", "wisp-plus-edge"),
 )
 """The rows of policy/systems.py."""
 ENGINES = ("transformers", "vllm")

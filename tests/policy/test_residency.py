@@ -117,13 +117,18 @@ def test_a_drafters_cache_takes_room_as_long_as_it_is_kept() -> None:
 
 
 def test_who_enters_to_be_drafted_for_needs_room_in_both_caches() -> None:
-    """Growth counts in both, too."""
+    """And makes room in both, where growth exceeds the cache."""
     residency = KVResidency(CAPACITY, pages, reserve=0.0, drafter_share=1.0)
-    residency.keep_drafts("a", kept=True)
-    assert not residency.enter(request("a", 40), 0.0, ())
-    assert residency.enter(request("a", 30), 0.0, ())
-    growing = [member("a", 32, 4)]
-    residency.note("b", 0, 0.0)
-    residency.enter(request("c", 0), 0.0, ())
-    residency.make_room(growing)
-    assert "c" not in residency
+    residency.note("a", 16, 0.0)
+    residency.keep_drafts("b", kept=True)
+    assert not residency.enter(request("b", 32), 0.0, ())
+    assert residency.enter(request("b", 24), 0.0, ())
+    residency.make_room([member("a", 16, 8)])
+    assert residency.take_evicted() == ("b",)
+
+
+def test_a_history_that_both_caches_cannot_hold_is_not_drafted_for() -> None:
+    """It would not fit if it were alone."""
+    residency = KVResidency(CAPACITY, pages, reserve=0.0, drafter_share=1.0)
+    assert residency.holds_drafts(request("a", 30, 2))
+    assert not residency.holds_drafts(request("a", 31, 2))

@@ -304,8 +304,8 @@ def test_sessions_whose_devices_are_gone_hold_no_place() -> None:
     later = 2.1 * GONE_AFTER
     assert isinstance(what.admit(SessionDemand("early", 1, 100, slo), 0.9 * GONE_AFTER), RetryAfter)
     assert what.admit(SessionDemand("late", 1, 100, slo), later) == Admitted()
-    assert what._demands.present("session 0", later, what._waits)
-    assert not what._demands.present("session 1", later, what._waits)
+    assert what._demands.present("session 0", later, what._admission.waits)
+    assert not what._demands.present("session 1", later, what._admission.waits)
 
 
 def test_admission_asks_how_long_the_cache_stays_full() -> None:

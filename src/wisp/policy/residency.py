@@ -78,6 +78,11 @@ class KVResidency:
         if held or promised:
             self._hold(session_id, held if held > promised else promised, now)
 
+    def holds_drafts(self, request: VerificationRequest) -> bool:
+        """Whether the cache is large enough for a request's session in both models."""
+        needed = self._occupied(request.num_history_tokens + request.num_draft_tokens)
+        return self._drafted_weight * needed <= self._capacity
+
     def keep_drafts(self, session_id: SessionId, *, kept: bool) -> None:
         """Whether a session has a drafter's cache from now on."""
         if kept == (session_id in self._drafted) or self._drafted_weight == 1.0:

@@ -117,8 +117,8 @@ class SLOAwareScheduler:
             demands=self._demands,
             residency=self._residency,
             meter=self._meter,
-            predict=self._predict,
-            waits=self._waits,
+            waiting=self._waiting,
+            entering=self._entering,
         )
         self._evicting: tuple[SessionId, ...] = ()
         self._now = 0.0
@@ -135,7 +135,7 @@ class SLOAwareScheduler:
 
     def admit(self, session: SessionDemand, now: float) -> Admitted | RetryAfter:
         known = session.session_id in self._demands.sessions
-        reason = None if known else self._admission.objection(session, self._waiting.num_prefill_tokens, now)
+        reason = None if known else self._admission.objection(session, self.estimator.predict, now)
         if reason is not None:
             return RetryAfter(self._limits.retry_after, reason)
         self._demands.admit(session, now)
@@ -151,12 +151,6 @@ class SLOAwareScheduler:
 
     def cached(self, session_id: SessionId, num_cached_tokens: int, now: float) -> None:
         self._residency.note(session_id, num_cached_tokens, now)
-
-    def _predict(self, shape: BatchShape) -> float:
-        return self.estimator.predict(shape)
-
-    def _waits(self, session_id: SessionId) -> bool:
-        return session_id in self._waiting.requests or session_id in self._entering
 
     # The queue
 
@@ -182,10 +176,13 @@ class SLOAwareScheduler:
 
     def _drafted(self, drafting: ServerDrafting, request: VerificationRequest, now: float) -> VerificationRequest:
         """The request with what the server is going to draft for it; without, the drafter's cache is given up."""
-        request = drafting.drafted(request, now)
+        drafted = drafting.drafted(request, now)
+        if not self._residency.holds_drafts(drafted):
+            drafting.forget(request.session_id)
+            drafted = request
         if request.max_own_draft:
-            self._residency.keep_drafts(request.session_id, kept=request.drafted_here)
-        return request
+            self._residency.keep_drafts(request.session_id, kept=drafted.drafted_here)
+        return drafted
 
     def _enter(self, now: float) -> None:
         """Let requests join the queue whose sessions fit the KV cache, nobody overtaking another."""
