@@ -21,8 +21,8 @@ MAP_EDGES = ("fast, near", "slow, near", "fast, far")
 ROWS: Mapping[str, System] = {**SYSTEMS, "oracle": ORACLE}
 """The table of systems, and the oracle, which is none."""
 COMPARED = (
-    *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp", "wisp-plus"),
-    "oracle",
+    *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp", "wisp-plus-edge"),
+    *("wisp-plus", "oracle"),
 )
 EXPECTED: Mapping[tuple[str, str, str], int] = {
     ("fast", "256", "3, 6"): 800,
@@ -96,7 +96,7 @@ def quick() -> Study:
         "quick",
         "Four cells of the regime map",
         _map_cells(lambda index: MAP_EDGES[:1] if keys[index] in chosen else ()),
-        systems(("centralized", "centralized-slo", "sled-fcfs", "wisp", "wisp-plus", "oracle")),
+        systems(("centralized", "centralized-slo", "centralized-draft", "sled-fcfs", "wisp", "wisp-plus", "oracle")),
         SEEDS,
         rows=MAP_AXES[:2],
         columns=MAP_AXES[2:],
