@@ -24,7 +24,7 @@ from wisp.engines.co_located import CoLocatedTarget
 from wisp.engines.drafter import TransformersDrafter
 from wisp.engines.target import TransformersTarget
 from wisp.formats.trace import PairIdentity
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.types import GenerationRequest
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma2", "phi3", "gpt_oss", "gpt2")
@@ -110,7 +110,7 @@ async def test_greedy_is_generate(tmp_path: Path, name: str) -> None:
 @asynccontextmanager
 async def stack_of(cache: Path, system: str) -> AsyncGenerator[Setup, None]:
     """Everything as a system has it; its devices' part by the name of the system, as `wisp edge --system` does."""
-    drafts_here = SYSTEMS[system].drafts is Drafts.ON_SERVER
+    drafts_here = SYSTEMS[system].drafts.on_server
     config = server_config(
         max_prefill_tokens=24,
         max_batch_tokens=40,

@@ -10,9 +10,10 @@ from wisp import config
 from wisp.config import EdgeConfig, with_drafting, with_system
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchTimeModel
+from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.stop_rules import STOP_RULES
-from wisp.policy.systems import SYSTEMS, Drafts, SchedulerTerms
+from wisp.policy.systems import SYSTEMS, SchedulerTerms, estimator_of
 
 EDGE = EdgeConfig("here:1")
 
@@ -26,9 +27,17 @@ def test_names_of_the_configuration_are_those_of_policy() -> None:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_scheduler_waits_for_nothing_when_nobody_asks(name: str) -> None:
     """A row's scheduler can be made from limits alone, and a drafter where it drafts itself."""
-    drafter = BatchTimeModel() if SYSTEMS[name].drafts is Drafts.ON_SERVER else None
+    drafter = BatchTimeModel() if SYSTEMS[name].drafts.on_server else None
     scheduler = SYSTEMS[name].scheduler(SchedulerTerms(SchedulerLimits(), draft_time=drafter))
     assert scheduler.schedule(0.0).time == float("inf")  # type: ignore[union-attr]
+
+
+def test_a_schedulers_estimator_is_the_targets() -> None:
+    """Whether or not a drafter is beside it."""
+    for drafter in (None, BatchTimeModel()):
+        scheduler = SYSTEMS["wisp-plus"].scheduler(SchedulerTerms(SchedulerLimits(), draft_time=drafter))
+        assert isinstance(estimator_of(scheduler), VerificationTimeEstimator)
+    assert estimator_of(SYSTEMS["fixed"].scheduler(SchedulerTerms(SchedulerLimits()))) is None
 
 
 def test_settings_change_a_scheduler_and_unknown_ones_are_refused() -> None:
@@ -45,6 +54,7 @@ def test_a_system_decides_on_the_device() -> None:
     sled = with_system(EDGE, "sled")
     assert (sled.stop_rule, sled.max_draft_tokens) == ("confidence", SYSTEMS["sled"].max_draft_tokens)
     assert [with_system(EDGE, name).max_draft_tokens for name in ("centralized", "centralized-draft")] == [0, 0]
+    assert with_system(EDGE, "wisp-plus") == with_system(EDGE, "wisp-plus-edge")
     with pytest.raises(ConfigError, match="system must be one of centralized"):
         with_system(EDGE, "slow")
 

@@ -9,6 +9,7 @@ import pytest
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchShape
 from wisp.policy.scheduler import SchedulerLimits
+from wisp.sim.hardware import ServerDrafter
 from wisp.sim.plan.guess import cycle_time, first_guess, with_times
 from wisp.sim.plan.planner import QUICK, Effort, limiting, make_plan, recommend, study_of
 from wisp.sim.scenario import Fleet, Scenario
@@ -93,9 +94,11 @@ def test_small_fleets_are_watched_for_longer() -> None:
 
 
 def test_a_system_that_drafts_on_the_server_needs_a_drafter_there() -> None:
-    """It is left out where there is none."""
-    effort = replace(QUICK, systems=("centralized", "centralized-draft", "wisp-plus"))
+    """It is left out where there is none; so is WISP+ without the drafter, which is WISP+ then."""
+    effort = replace(QUICK, systems=("centralized", "centralized-draft", "wisp-plus-edge", "wisp-plus"))
     assert list(study_of(SCENARIO, effort, 0.8).systems) == ["centralized", "wisp-plus"]
+    beside = replace(SCENARIO, server_drafter=ServerDrafter(SCENARIO.batch_time, 1 << 20))
+    assert list(study_of(beside, effort, 0.8).systems) == list(effort.systems)
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.1])

@@ -147,7 +147,7 @@ class Comparison:
         replay = run.inputs.trace if settings.engine == "timed" else None
         target = TargetUnderTest(
             settings.target,
-            settings.draft,
+            settings.draft if settings.need_drafter else None,
             settings.slos,
             run.calibration,
             replay,

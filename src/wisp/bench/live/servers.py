@@ -10,7 +10,7 @@ from typing import Any
 
 from wisp.config import EdgeConfig, with_system
 from wisp.demo.processes import command
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.types import SLO
 
 MAX_SESSIONS = 4096
@@ -28,8 +28,8 @@ class TargetUnderTest:
 
     model: Path
     """Folder of the target."""
-    draft: Path
-    """Folder of the draft model: for the system that drafts on the server."""
+    draft: Path | None
+    """Folder of the draft model, for systems that draft on the server; None: there is none beside the target."""
     slos: Sequence[SLO]
     calibration: str
     """Batch times: what schedulers start from, and of an emulated target what batches last."""
@@ -84,7 +84,7 @@ def _arguments(system: str, target: TargetUnderTest) -> list[str]:
         arguments += ["--max-context", str(EMULATED_CONTEXT)]
         return arguments if target.kv_tokens is None else [*arguments, "--kv-tokens", str(target.kv_tokens)]
     arguments += ["--kv-gib", str(KV_GIB)]
-    if row.drafts is Drafts.ON_SERVER:
+    if row.drafts.on_server and target.draft is not None:
         arguments += ["--draft", str(target.draft)]
     if row.estimates:
         arguments += ["--profile", target.calibration]

@@ -92,6 +92,11 @@ class BenchSettings:
     real_drafts: bool = False
     """The draft model drafts, in this process, instead of the trace."""
 
+    @property
+    def need_drafter(self) -> list[str]:
+        """Systems that need a drafter beside the target; where there are any, it is there for whoever can use it."""
+        return [name for name in self.systems if SYSTEMS[name].drafts is Drafts.ON_SERVER]
+
     def __post_init__(self) -> None:
         for name in self.systems:
             _require(name in SYSTEMS, f"unknown system {name!r}: there are {', '.join(SYSTEMS)}")
@@ -99,7 +104,7 @@ class BenchSettings:
         _require(len(set(self.systems)) == len(self.systems), "every system is named once")
         _require(self.engine in ENGINES, f"the engine is {' or '.join(ENGINES)}, not {self.engine!r}")
         _require(self.num_seeds >= 1, f"there is at least one seed, not {self.num_seeds}")
-        beside = [name for name in self.systems if SYSTEMS[name].drafts is Drafts.ON_SERVER]
+        beside = self.need_drafter
         _require(self.engine == "real" or not beside, f"{', '.join(beside)}: the timed engine has no drafter beside it")
         timed = self.engine != "timed" or self.batch_times is not None
         _require(

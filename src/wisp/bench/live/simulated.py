@@ -20,7 +20,7 @@ from wisp.calibration.overhead import fit_overhead
 from wisp.calibration.shipped import load_profile
 from wisp.errors import ConfigError
 from wisp.formats.batch_log import read_batch_log
-from wisp.policy.systems import SYSTEMS, Drafts
+from wisp.policy.systems import SYSTEMS
 from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.capacity import search
 from wisp.sim.recorded import RecordedAcceptance
@@ -68,7 +68,7 @@ def check_simulable(settings: BenchSettings) -> None:
     """Raise ConfigError for what the simulator does not know."""
     if any(cell.context_tokens is not None for cell in settings.cells):
         raise ConfigError("the simulator shares no prefixes between sessions: leave --simulate or the contexts out")
-    if beside := [name for name in settings.systems if SYSTEMS[name].drafts is Drafts.ON_SERVER]:
+    if beside := settings.need_drafter:
         raise ConfigError(f"{', '.join(beside)}: batch times of a drafter beside the target are not measured")
 
 

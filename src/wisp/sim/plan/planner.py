@@ -17,16 +17,10 @@ from wisp.sim.study.model import Cell, Measure, Point, Study, of_capacity
 from wisp.sim.study.runner import run_study
 from wisp.sim.study.standing import Results
 
-QUICK_SYSTEMS = ("centralized", "centralized-slo", "sled-fcfs", "wisp", "wisp-plus")
+QUICK_SYSTEMS = ("centralized", "centralized-slo", "centralized-draft", "wisp", "wisp-plus-edge", "wisp-plus")
 THOROUGH_SYSTEMS = (
-    "centralized",
-    "centralized-slo",
-    "centralized-draft",
-    "sled",
-    "sled-fcfs",
-    "fixed",
-    "wisp",
-    "wisp-plus",
+    *("centralized", "centralized-slo", "centralized-draft", "sled", "sled-fcfs", "fixed", "wisp"),
+    *("wisp-plus-edge", "wisp-plus"),
 )
 """From the simplest to the one with most parts."""
 CELL = "plan"
@@ -127,11 +121,8 @@ def make_plan(
 
 def study_of(scenario: Scenario, effort: Effort, margin: float) -> Study:
     """All systems in one cell, at capacity and with the margin."""
-    systems = {
-        name: SYSTEMS[name]
-        for name in effort.systems
-        if SYSTEMS[name].drafts is not Drafts.ON_SERVER or scenario.server_drafter is not None
-    }
+    left_out = _same_without_drafter(effort.systems) if scenario.server_drafter is None else []
+    systems = {name: SYSTEMS[name] for name in effort.systems if name not in left_out}
     timed = with_times(scenario, first_guess(scenario), effort.num_judged, effort.shortest, effort.longest)
     return Study(
         "plan",
@@ -141,6 +132,15 @@ def study_of(scenario: Scenario, effort: Effort, margin: float) -> Study:
         tuple(range(effort.num_seeds)),
         Measure(of_capacity=(margin,)),
     )
+
+
+def _same_without_drafter(names: Sequence[str]) -> list[str]:
+    """Systems that are pointless where there is no drafter beside the target: they need one, or are WISP+ without it."""
+    return [
+        name
+        for name in names
+        if SYSTEMS[name].drafts is Drafts.ON_SERVER or (name == "wisp-plus-edge" and "wisp-plus" in names)
+    ]
 
 
 def recommend(capacities: Mapping[str, float]) -> str:
