@@ -101,4 +101,26 @@ def test_a_drafters_step_is_timed() -> None:
     model = CoLocatedTarget(FakeTarget(), drafter).measured_draft_time()
     assert model.fixed_s >= 0.0
     assert model.per_request_s >= 0.0
+    assert model.per_token_s >= 0.0
     assert not drafter._sessions
+
+
+def test_reading_a_history_is_part_of_a_drafters_time() -> None:
+    """Of each prompt once: as the processor's clock would say it, if reading alone took time."""
+    clock = [0.0]
+
+    class Reading(FakeDrafter):
+        def open(self, session_id: str, request: GenerationRequest) -> None:
+            super().open(session_id, request)
+            self.unread = len(request.tokens)
+
+        def draft(self, session_ids):  # type: ignore[no-untyped-def]
+            clock[0] += 0.001 * self.unread + 0.01
+            self.unread = 0
+            return super().draft(session_ids)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("wisp.engines.co_located.time.perf_counter", lambda: clock[0])
+        model = CoLocatedTarget(FakeTarget(), Reading()).measured_draft_time()
+    assert model.per_token_s == pytest.approx(0.001)
+    assert model.fixed_s == pytest.approx(0.01)

@@ -17,6 +17,7 @@ from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
+from wisp.policy.server_drafting import ServerDrafting, ServerDraftingSettings
 from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.server.app import RunningServer, start_server
 from wisp.server.loop import BatchRecord
@@ -88,6 +89,16 @@ def test_a_batch_is_exported_with_the_estimate_from_before_it_ran() -> None:
     assert counted(without)["wisp_batch_predicted_seconds_count", ""] == 0
 
 
+def test_a_drafter_beside_the_target_counts_in_the_estimate() -> None:
+    """A batch with drafts takes the time of both models."""
+    drafting = ServerDrafting(BatchTimeModel(fixed_s=0.02, per_token_s=0.0))
+    telemetry = Telemetry(SLOAwareScheduler(LIMITS, VerificationTimeEstimator(MODEL), drafting=drafting), lambda: 0.0)
+    request = VerificationRequest("s", 1, 9, 8, 4, arrival=0.0, drafted_here=True)
+    telemetry.observe(BatchRecord(Batch((BatchMember(request, 0, 4),)), 1.0, 0.5, num_committed=3))
+    predicted = MODEL.predict(BatchShape().plus(5, 8)) + 4 * 0.02
+    assert counted(telemetry)["wisp_batch_predicted_seconds_sum", ""] == pytest.approx(predicted)
+
+
 def test_a_failed_batch_takes_time_and_counts_apart() -> None:
     """Its time says nothing about how long such batches take."""
     telemetry = Telemetry(estimating(), lambda: 0.0)
@@ -135,6 +146,14 @@ async def test_a_server_serves_its_metrics_over_http(*, estimated: bool) -> None
         assert metrics["wisp_price_per_position", ""] == metrics["wisp_price_per_round", ""] == 0.0
         estimates = {name for name, _ in metrics if name.startswith("wisp_estimator")}
         assert estimates == ({"wisp_estimator_error", "wisp_estimator_safety"} if estimated else set())
+    await running.stop(0.0)
+
+
+async def test_how_far_the_server_drafts_is_told() -> None:
+    """Where it does."""
+    drafting = ServerDrafting(MODEL, ServerDraftingSettings(max_tokens=3))
+    running = await serving(SLOAwareScheduler(LIMITS, VerificationTimeEstimator(MODEL), drafting=drafting))
+    assert (await scraped(running))["wisp_server_draft_tokens", ""] == 3
     await running.stop(0.0)
 
 

@@ -72,7 +72,8 @@ def serve(
     ] = None,
     default_slo: Annotated[str | None, typer.Option(help="Class of sessions that name none.")] = None,
     draft: Annotated[
-        str | None, typer.Option(help="Draft model beside the target, for the system that drafts on the server.")
+        str | None,
+        typer.Option(help="Draft model beside the target: centralized-draft needs one, wisp-plus makes use of one."),
     ] = None,
     draft_kv_gib: Annotated[float, typer.Option(help="GiB for its KV cache.")] = 1.0,
     profile: Annotated[

@@ -17,6 +17,8 @@ from wisp.types import DraftedToken, GenerationRequest, SamplingParams, SessionI
 
 _MANY = 8
 _STEPS = 5
+_LONG = 128
+_READINGS = 3
 
 
 @dataclass(slots=True)
@@ -93,10 +95,12 @@ class CoLocatedTarget:
         self.target.shutdown()
 
     def measured_draft_time(self) -> BatchTimeModel:
-        """Seconds that the drafter takes for a step, by its number of sessions: measured now, on short histories."""
+        """Seconds of the drafter's steps, by sessions and by tokens that they read first: measured now, on short histories."""
         one, many = (_step_time(self.drafter, size) for size in (1, _MANY))
         per_request = max(many - one, 0.0) / (_MANY - 1)
-        return BatchTimeModel(fixed_s=max(one - per_request, 0.0), per_token_s=0.0, per_request_s=per_request)
+        length = min(_LONG, self.drafter.context_length // 2)
+        per_token = max(_reading_time(self.drafter, length) - one, 0.0) / length
+        return BatchTimeModel(fixed_s=max(one - per_request, 0.0), per_token_s=per_token, per_request_s=per_request)
 
     def _draft(self, members: Sequence[StepMember]) -> dict[SessionId, list[DraftedToken]]:
         """Up to `num_to_draft` tokens of each; fewer where the drafter has nothing to propose."""
@@ -145,12 +149,29 @@ def _step_time(drafter: DraftEngine, num_sessions: int) -> float:
     """Seconds for one more token of each session: the best of a few steps."""
     names = [f"measuring {i}" for i in range(num_sessions)]
     for name in names:
-        drafter.open(name, GenerationRequest((0,) * 8, 8, SamplingParams(), StopRules(2 * _STEPS)))
-    times = []
-    for _ in range(_STEPS):
-        started = time.perf_counter()
-        drafter.draft(names)
-        times.append(time.perf_counter() - started)
+        drafter.open(name, _history(8))
+    drafter.draft(names)
+    times = [_timed_draft(drafter, names) for _ in range(_STEPS)]
     for name in names:
         drafter.close(name)
     return min(times)
+
+
+def _reading_time(drafter: DraftEngine, length: int) -> float:
+    """Seconds for the first token on a history of `length` tokens: the best of a few, none of which begins as another."""
+    times = []
+    for first in range(_READINGS):
+        drafter.open("measuring", _history(length, first))
+        times.append(_timed_draft(drafter, ["measuring"]))
+        drafter.close("measuring")
+    return min(times)
+
+
+def _history(length: int, token: TokenId = 0) -> GenerationRequest:
+    return GenerationRequest((token,) * length, length, SamplingParams(), StopRules(2 * _STEPS))
+
+
+def _timed_draft(drafter: DraftEngine, names: Sequence[SessionId]) -> float:
+    started = time.perf_counter()
+    drafter.draft(names)
+    return time.perf_counter() - started

@@ -18,6 +18,7 @@ from wisp.policy.scheduler import FCFSScheduler, Scheduler, SchedulerLimits
 from wisp.policy.server_drafting import DraftingEstimator, ServerDrafting
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
 from wisp.policy.static_batches import StaticBatchScheduler
+from wisp.types import Batch
 
 
 def estimator_of(scheduler: Scheduler) -> VerificationTimeEstimator | None:
@@ -26,6 +27,19 @@ def estimator_of(scheduler: Scheduler) -> VerificationTimeEstimator | None:
     if isinstance(estimator, DraftingEstimator):
         estimator = estimator.target
     return estimator if isinstance(estimator, VerificationTimeEstimator) else None
+
+
+def drafting_of(scheduler: Scheduler) -> ServerDrafting | None:
+    """How a scheduler drafts on the server; None: it does not."""
+    return scheduler.drafting if isinstance(scheduler, SLOAwareScheduler) else None
+
+
+def expected_time(scheduler: Scheduler, batch: Batch) -> float | None:
+    """Seconds that a batch is going to take, its drafts on the server included; None: the scheduler does not ask."""
+    estimator, drafting = estimator_of(scheduler), drafting_of(scheduler)
+    if estimator is None:
+        return None
+    return estimator.predict(BatchShape.of(batch)) + (0.0 if drafting is None else drafting.time_of(batch))
 
 
 class Drafts(Enum):

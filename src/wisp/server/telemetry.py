@@ -21,7 +21,7 @@ from wisp.policy.batch_time import BatchShape
 from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.prices import FleetMeter
 from wisp.policy.scheduler import Scheduler
-from wisp.policy.systems import estimator_of
+from wisp.policy.systems import drafting_of, estimator_of, expected_time
 from wisp.server.loop import BatchRecord, VerificationLoop
 from wisp.server.registry import SessionRegistry
 
@@ -87,8 +87,8 @@ class Telemetry:
         self._prefilled.inc(sum(member.num_prefill_tokens for member in members))
         self._verified.inc(sum(member.num_verified or 0 for member in members))
         self._committed.inc(record.num_committed)
-        if self._estimator is not None:
-            predicted = self._estimator.predict(shape)
+        predicted = expected_time(self._scheduler, record.batch)
+        if predicted is not None:
             self._predicted.observe(predicted)
             if record.elapsed > 0.0:
                 self._error.set(predicted / record.elapsed - 1.0)
@@ -107,6 +107,8 @@ class Telemetry:
         ]
         if self._estimator is not None:
             families += _estimates(self._estimator)
+        if (drafting := drafting_of(self._scheduler)) is not None:
+            families.append(_gauge("wisp_server_draft_tokens", "Drafted here for a plain round.", drafting.length))
         return families
 
     def expose(self, loop: VerificationLoop, sessions: SessionRegistry, config: ServerConfig) -> MetricsEndpoint:

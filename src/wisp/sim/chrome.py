@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wisp.policy.batch_time import BatchShape
-from wisp.policy.scheduler import Scheduler
 from wisp.policy.session import Session
-from wisp.policy.systems import SchedulerTerms, System, estimator_of
+from wisp.policy.systems import SchedulerTerms, System, expected_time
 from wisp.sim.device import Device, Ending
 from wisp.sim.network import Link
 from wisp.sim.scenario import Scenario
@@ -60,7 +58,7 @@ class TracedSimulation(Simulation):
         watch = verifier.watch
 
         def on_batch(batch: Batch, started: float, elapsed: float) -> None:
-            predicted = _predicted(verifier.scheduler, batch)
+            predicted = expected_time(verifier.scheduler, batch)
             timeline.batches.append(
                 TracedBatch(batch, Span(started, started + elapsed), predicted, verifier.num_cached_tokens)
             )
@@ -94,9 +92,3 @@ class TracedSimulation(Simulation):
         if device.name in self._devices:
             span = Span(session.started, self.events.now)
             self._devices[device.name].sessions.append(TracedSessionSpan(span, session))
-
-
-def _predicted(scheduler: Scheduler, batch: Batch) -> float | None:
-    """Seconds that the server expected; it has not learned from the batch yet."""
-    estimator = estimator_of(scheduler)
-    return None if estimator is None else estimator.predict(BatchShape.of(batch))
