@@ -23,7 +23,7 @@ Who:    sessions are admitted while those there can keep their deadlines (demand
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
@@ -98,7 +98,7 @@ class SLOAwareScheduler:
         meter: FleetMeter | None = None,
         drafting: ServerDrafting | None = None,
     ) -> None:
-        self.estimator = estimator if drafting is None else DraftingEstimator(estimator, drafting)
+        self.estimator: BatchTimeEstimator = estimator if drafting is None else DraftingEstimator(estimator, drafting)
         self.drafting = drafting
         """By a drafter beside the target; None: there is none."""
         self._limits = limits
@@ -130,6 +130,13 @@ class SLOAwareScheduler:
         """When the last batch did; None: what to do next has been asked since."""
         self._away = Order()
         """Sessions that are drafting, by when their next verdict is probably due."""
+
+    def estimate_by(self, make: Callable[[BatchTimeEstimator], BatchTimeEstimator]) -> None:
+        """Put what `make` makes of the target's estimator in its place: for studies of estimators."""
+        if isinstance(self.estimator, DraftingEstimator):
+            self.estimator.target = make(self.estimator.target)
+        else:
+            self.estimator = make(self.estimator)
 
     # Sessions
 

@@ -16,7 +16,6 @@ from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
 from wisp.policy.controller import DraftSoFar, RoundContext
 from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.price_aware import PriceAware
-from wisp.policy.server_drafting import DraftingEstimator
 from wisp.policy.session import Session
 from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.policy.systems import SYSTEMS, SchedulerTerms, System
@@ -113,11 +112,7 @@ class Oracle(System):
         """Its scheduler for an engine that takes exactly this time."""
         scheduler = self.scheduler(terms)
         assert isinstance(scheduler, SLOAwareScheduler), "only batch times of SLO-aware schedulers can be exact"
-        estimator = scheduler.estimator
-        if isinstance(estimator, DraftingEstimator):
-            estimator.target = ExactEstimator(hardware, estimator.target)
-        else:
-            scheduler.estimator = ExactEstimator(hardware, estimator)
+        scheduler.estimate_by(lambda learning: ExactEstimator(hardware, learning))
         return scheduler
 
 

@@ -9,6 +9,9 @@ import pytest
 from tests.sim.study.test_runner import scenario
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.slo_aware import SLOAwareScheduler
+from wisp.policy.systems import SYSTEMS, SchedulerTerms
 from wisp.sim.simulator import simulate
 from wisp.sim.study.variants import READINGS, BiasedEstimator, biased
 
@@ -49,3 +52,13 @@ def test_the_papers_baselines_run_in_batches_of_their_size(name: str, most: int)
     """However many wait."""
     crowd = replace(scenario(max_batch=64), num_devices=60)
     assert most - 1.5 < simulate(crowd, READINGS[name], 0).requests_per_batch <= most
+
+
+def test_a_biased_system_drafts_on_the_server_as_before() -> None:
+    """Wrong is what it thinks of the target alone."""
+    terms = SchedulerTerms(SchedulerLimits(), MODEL, draft_time=BatchTimeModel(fixed_s=0.003))
+    right, wrong = SYSTEMS["wisp-plus"].scheduler(terms), biased("wisp-plus", 2.0).scheduler(terms)
+    assert isinstance(right, SLOAwareScheduler)
+    assert isinstance(wrong, SLOAwareScheduler)
+    assert wrong.drafting is not None
+    assert wrong.estimator.predict(SHAPE) == pytest.approx(2.0 * right.estimator.predict(SHAPE))

@@ -79,7 +79,7 @@ def paper() -> Study:
         "paper",
         "The paper's systems on Qwen3-32B, A100 80 GB (goodput in tokens/s)",
         tuple(Cell(name, scenario, {"setting": name}) for name, scenario in SETTINGS.items()),
-        {**READINGS, **{name: SYSTEMS[name] for name in (*names, "wisp-plus")}},
+        {**READINGS, **{name: SYSTEMS[name] for name in (*names, "wisp-plus-edge", "wisp-plus")}},
         (0, 1, 2),
         Measure(of_fleet=(1.0,)),
         reference="centralized-16",

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
-from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.scheduler import FCFSScheduler, Scheduler
-from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
+from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.policy.static_batches import StaticBatchScheduler
-from wisp.policy.systems import PLUS, PUBLISHED, SYSTEMS, SchedulerTerms, System
+from wisp.policy.systems import SYSTEMS, SchedulerTerms, System
 
 FLUSH_TIME = 0.1
 """Seconds after which a static batch starts although it is not full."""
@@ -28,7 +28,7 @@ def _static(size: int, terms: SchedulerTerms) -> Scheduler:
 class BiasedEstimator:
     """An estimator that learns as it should, and says `factor` times what it knows."""
 
-    def __init__(self, inner: VerificationTimeEstimator, factor: float) -> None:
+    def __init__(self, inner: BatchTimeEstimator, factor: float) -> None:
         self._inner = inner
         self._factor = factor
 
@@ -50,18 +50,19 @@ class BiasedEstimator:
         self._inner.observe(shape, elapsed)
 
 
-def _biased(factor: float, settings: SLOAwareSettings, terms: SchedulerTerms) -> Scheduler:
-    estimator = BiasedEstimator(VerificationTimeEstimator(terms.batch_time), factor)
-    return SLOAwareScheduler(terms.limits, estimator, settings)
+def _biased(name: str, factor: float, terms: SchedulerTerms) -> Scheduler:
+    scheduler = SYSTEMS[name].scheduler(terms)
+    assert isinstance(scheduler, SLOAwareScheduler), "only SLO-aware schedulers estimate"
+    scheduler.estimate_by(lambda estimator: BiasedEstimator(estimator, factor))
+    return scheduler
 
 
 def biased(name: str, factor: float) -> System:
-    """WISP or WISP+ with an estimator that says `factor` times the truth."""
-    settings = {"wisp": PUBLISHED, "wisp-plus": PLUS}[name]
+    """WISP or WISP+ with an estimator of the target's batches that says `factor` times the truth."""
     return replace(
         SYSTEMS[name],
         caption=f"{SYSTEMS[name].caption}, batch times estimated {factor:g} times",
-        scheduler=partial(_biased, factor, settings),
+        scheduler=partial(_biased, name, factor),
     )
 
 
