@@ -11,7 +11,7 @@ from wisp.policy.batch_time import BatchShape
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.sim.hardware import ServerDrafter
 from wisp.sim.plan.guess import cycle_time, first_guess, with_times
-from wisp.sim.plan.planner import QUICK, Effort, limiting, make_plan, recommend, study_of
+from wisp.sim.plan.planner import QUICK, RELIEFS, Effort, limiting, make_plan, recommend, study_of
 from wisp.sim.scenario import Fleet, Scenario
 from wisp.sim.workload import Arrivals, Lengths, TracedSession, Workload
 from wisp.types import SLO
@@ -73,6 +73,16 @@ def test_a_batch_limit_that_binds_is_named() -> None:
 def test_with_room_to_spare_nothing_is_said_to_limit_more_than_anything_else() -> None:
     """Every relief passes where even the load itself does: the caller asks beyond capacity."""
     assert set(limiting(SCENARIO, "centralized", 1.0)) == {"KV cache", "compute", "batch size", "deadline"}
+
+
+def test_what_is_relieved_is_relieved_for_a_drafter_beside_the_target_too() -> None:
+    """Its cache is part of the cache, and it runs on the same engine."""
+    beside = replace(SCENARIO, server_drafter=ServerDrafter(step, 1000, 0.5))
+    roomy, fast = RELIEFS["KV cache"](beside).server_drafter, RELIEFS["compute"](beside).server_drafter
+    assert roomy == ServerDrafter(step, 1500, 0.5)
+    assert fast is not None
+    assert fast.batch_time(BatchShape(4, 16.0, 8, 2)) == step(BatchShape(4, 16.0, 8, 2)) / 1.5
+    assert RELIEFS["KV cache"](SCENARIO).server_drafter is None
 
 
 def test_the_guess_grows_with_the_engine_and_stops_at_the_cache() -> None:

@@ -166,12 +166,21 @@ def limiting(scenario: Scenario, system: str, capacity: float) -> Iterator[str]:
 
 
 def _more_kv(scenario: Scenario) -> Scenario:
-    limits = scenario.limits
-    return replace(scenario, limits=replace(limits, kv_capacity_tokens=round(RELIEF * limits.kv_capacity_tokens)))
+    limits, drafter = scenario.limits, scenario.server_drafter
+    return replace(
+        scenario,
+        limits=replace(limits, kv_capacity_tokens=round(RELIEF * limits.kv_capacity_tokens)),
+        server_drafter=drafter and replace(drafter, kv_capacity_tokens=round(RELIEF * drafter.kv_capacity_tokens)),
+    )
 
 
 def _faster_engine(scenario: Scenario) -> Scenario:
-    return replace(scenario, batch_time=Sped(scenario.batch_time, RELIEF))
+    drafter = scenario.server_drafter
+    return replace(
+        scenario,
+        batch_time=Sped(scenario.batch_time, RELIEF),
+        server_drafter=drafter and replace(drafter, batch_time=Sped(drafter.batch_time, RELIEF)),
+    )
 
 
 def _larger_batches(scenario: Scenario) -> Scenario:
