@@ -49,7 +49,7 @@ from wisp.types import (
 )
 
 BATCH_TIME = BatchTimeModel(fixed_s=0.02, per_token_s=0.0004, per_cached_s=1e-6, per_request_s=0.0003).predict
-DRAFT_TIME = BatchTimeModel(fixed_s=1 / 256, per_token_s=0.0, per_request_s=1 / 8192).predict
+DRAFT_TIME = BatchTimeModel(fixed_s=1 / 256, per_token_s=1 / 65536, per_request_s=1 / 8192).predict
 """Of a drafter beside the target; in powers of two, so that a step lasts the same in whatever order it is added up."""
 NUM_BATCHES = 1000
 OWNER = "me"
@@ -91,6 +91,18 @@ class Recording:
 
 
 @dataclass
+class ScriptedSession:
+    """What the scripted drafter knows of a session."""
+
+    script: SessionScript
+    num_committed: int
+    """Output tokens."""
+    num_drafted: int = 0
+    num_unread: int = 0
+    """Tokens that the next step reads."""
+
+
+@dataclass
 class ScriptedDrafter:
     """The drafter beside the live target: it proposes what the simulator's script says, and takes time for it."""
 
@@ -102,24 +114,26 @@ class ScriptedDrafter:
     vocabulary_size: int | None = None
     weights: str | None = None
     context_length: int = 1 << 31
-    _sessions: dict[str, tuple[SessionScript, int, int]] = field(default_factory=dict)
-    """Script, committed and drafted output tokens."""
+    _sessions: dict[str, ScriptedSession] = field(default_factory=dict)
 
     def open(self, session_id: str, request: GenerationRequest) -> None:
-        self._sessions[session_id] = self.scripts[str(request.tokens[0])], request.num_output_tokens, 0
+        script = self.scripts[str(request.tokens[0])]
+        self._sessions[session_id] = ScriptedSession(script, request.num_output_tokens, num_unread=len(request.tokens))
 
     def draft(self, session_ids: Sequence[str]) -> list[DraftedToken | None]:
-        drafted = []
-        for session_id in session_ids:
-            script, committed, ahead = self._sessions[session_id]
-            drafted.append(script.drafted(committed, ahead))
-            self._sessions[session_id] = script, committed, ahead + 1
-        self.sleep(DRAFT_TIME(BatchShape(num_requests=len(session_ids))))
+        sessions = [self._sessions[session_id] for session_id in session_ids]
+        drafted = [one.script.drafted(one.num_committed, one.num_drafted) for one in sessions]
+        self.sleep(DRAFT_TIME(BatchShape(sum(one.num_unread for one in sessions), num_requests=len(sessions))))
+        for one in sessions:
+            one.num_drafted, one.num_unread = one.num_drafted + 1, 1
         return drafted  # type: ignore[return-value]
 
     def commit(self, session_id: str, num_accepted: int, tokens: Sequence[int]) -> None:
-        script, committed, _ = self._sessions[session_id]
-        self._sessions[session_id] = script, committed + num_accepted + len(tokens), 0
+        one = self._sessions[session_id]
+        # What was drafted last has not been read, and what was rejected is forgotten.
+        unread = one.num_unread if num_accepted == one.num_drafted else 0
+        one.num_unread, one.num_drafted = unread + len(tokens), 0
+        one.num_committed += num_accepted + len(tokens)
 
     def close(self, session_id: str) -> None:
         del self._sessions[session_id]

@@ -221,6 +221,16 @@ class VerificationRequest:
 
 
 @value(frozen=True, slots=True)
+class OwnDrafts:
+    """What the server drafted itself in a batch."""
+
+    num_drafts: int = 0
+    """Rounds for which it drafted at least one token."""
+    num_tokens: int = 0
+    num_accepted: int = 0
+
+
+@value(frozen=True, slots=True)
 class BatchMember:
     """What one request does in one batch: a chunk of its prefill, or the rest of it and its verification."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,13 @@ def test_batches_last_longer_on_the_server() -> None:
     """By what it adds within them."""
     on_server = fit_overhead(server_log(200), ENGINE.predict).on(ENGINE.predict)
     assert on_server(SHAPE) == pytest.approx(ENGINE.predict(SHAPE) + WITHIN.predict(SHAPE))
+
+
+def test_batches_with_drafts_of_the_server_say_nothing_of_its_own_time() -> None:
+    """They took the drafter's as well."""
+    batches = server_log(400)
+    mixed = [replace(one, elapsed=one.elapsed + 0.1, drafted=True) if i % 2 else one for i, one in enumerate(batches)]
+    assert fit_overhead(mixed, ENGINE.predict).within.coefficients == pytest.approx(WITHIN.coefficients, abs=1e-6)
 
 
 def test_a_short_log_is_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.fakes import FakeDrafter, FakeTarget, generate
 from wisp.engines.base import StepMember
 from wisp.engines.co_located import CoLocatedTarget
-from wisp.errors import VocabularyMismatch
+from wisp.errors import EngineError, VocabularyMismatch
 from wisp.types import GenerationRequest, SamplingParams, StopRules
 
 
@@ -87,6 +87,27 @@ def test_a_history_that_outgrew_the_drafter_is_decoded_without_it() -> None:
     engine = CoLocatedTarget(FakeTarget(), FakeDrafter(context_length=8))
     engine.open("a", "me", _request())
     assert _finish(engine, "a", [4])[0] == generate(_request())
+
+
+def test_a_drafter_that_holds_fewer_sessions_drafts_for_fewer() -> None:
+    """Its cache is full: the batch is verified all the same, and the next one asks it for half as many."""
+
+    class Small(Recording):
+        def draft(self, session_ids):  # type: ignore[no-untyped-def]
+            drafted = super().draft(session_ids)
+            if len(session_ids) > 2:
+                raise EngineError("no room")
+            return drafted
+
+    drafter = Small()
+    engine = CoLocatedTarget(FakeTarget(), drafter)
+    for name in "abcd":
+        engine.open(name, "me", _request())
+    for prefill in (2, 0):
+        outcomes = engine.step([StepMember(name, prefill, (), num_to_draft=1) for name in "abcd"])
+        assert all(one.num_committed for one in outcomes)
+    assert [one.num_own_drafted for one in outcomes] == [1, 1, 0, 0]
+    assert drafter.batches == [tuple("abcd"), tuple("ab")]
 
 
 def test_another_vocabulary_is_refused() -> None:

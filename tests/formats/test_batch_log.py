@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ BATCH = LoggedBatch(1.5, 0.25, 0.125, False, (LoggedMember(5, 64, True, 1.25), L
 def test_batches_are_read_as_they_were_written(tmp_path: Path) -> None:
     """All fields, in order."""
     path = tmp_path / "batches.jsonl"
-    path.write_text(header_line() + BATCH.line() + BATCH.line())
-    assert read_batch_log(path) == [BATCH, BATCH]
+    drafted = replace(BATCH, drafted=True)
+    path.write_text(header_line() + BATCH.line() + drafted.line())
+    assert read_batch_log(path) == [BATCH, drafted]
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

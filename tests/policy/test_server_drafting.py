@@ -12,7 +12,7 @@ from wisp.policy.estimator import VerificationTimeEstimator
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.server_drafting import ServerDrafting, ServerDraftingSettings, acceptance_of
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
-from wisp.types import Batch, BatchMember, SessionDemand, VerificationRequest
+from wisp.types import Batch, BatchMember, OwnDrafts, SessionDemand, VerificationRequest
 
 TARGET = BatchTimeModel(fixed_s=0.03, per_token_s=1e-4, per_token_above_ridge_s=1e-3, ridge_tokens=32.0)
 DRAFTER = BatchTimeModel(fixed_s=0.002, per_token_s=1e-5)
@@ -53,8 +53,8 @@ def run(
         now = batch(what, size, start + index * PERIOD)
         what.see(size, outside, size)
         lengths = [one.num_verified or 0 for one in now.members if one.request.drafted_here]
-        here = sum(sum(acceptance**i for i in range(length + 1)) for length in lengths)
-        what.observe(now, round(here + size - len(lengths)), round(here))
+        accepted = round(sum(sum(acceptance ** (i + 1) for i in range(length)) for length in lengths))
+        what.observe(now, size + accepted, OwnDrafts(len(lengths), sum(lengths), accepted), ())
         what.choose(target.predict, limits, prefill_per_token, fastest)
         drafted.append(sum(lengths))
     return drafted
@@ -134,8 +134,24 @@ def test_the_luck_of_devices_says_nothing_of_the_servers_drafter() -> None:
     own, other = what.drafted(plain("a"), 0.0), request("b", draft=4)
     mixed = Batch((BatchMember(own, 0, 5), BatchMember(other, 0, 4)))
     for _ in range(200):
-        what.observe(mixed, num_committed=1 + 5, num_committed_here=1)
+        what.observe(mixed, 1 + 5, OwnDrafts(1, 5, 0), ())
     assert what.drafted(plain("a"), 0.0).survival[0] < 0.1
+
+
+def test_nobody_is_remembered_who_is_gone() -> None:
+    """A session that ended while its batch ran is not known again by it."""
+    what = drafting()
+    gone = batch(what, 1)
+    what.observe(gone, 3, OwnDrafts(1, 5, 2), ())
+    assert not what._known
+
+
+def test_a_drafter_that_proposes_nothing_says_nothing_of_its_drafts() -> None:
+    """A history may have outgrown it."""
+    what = drafting()
+    for _ in range(100):
+        what.observe(batch(what, 1), 1, OwnDrafts(), ())
+    assert what.drafted(plain("a"), 0.0).survival[0] == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("acceptance", [0.05, 0.3, 0.7, 0.95])
@@ -151,8 +167,11 @@ def test_the_first_draft_of_a_session_reads_its_history() -> None:
     first = batch(what, 1)
     step, reading = DRAFTER.predict(BatchShape().plus(1, 0)), DRAFTER.predict(BatchShape().plus(257, 0))
     assert what.time_of(first) == pytest.approx(reading + 4 * step)
-    what.observe(first, 3, 3)
+    what.observe(first, 3, OwnDrafts(1, 5, 2), ("0",))
     assert what.time_of(first) == pytest.approx(5 * step)
+    later = replace(first.members[0].request, num_history_tokens=260)
+    reading_on = DRAFTER.predict(BatchShape().plus(3, 0))
+    assert what.time_of(Batch((BatchMember(later, 0, 5),))) == pytest.approx(reading_on + 4 * step)
     what.forget("0")
     assert what.time_of(first) == pytest.approx(reading + 4 * step)
 
@@ -176,7 +195,7 @@ def test_batches_take_as_long_as_both_models_and_the_target_alone_is_learned() -
         assert what.drafting is not None
         alone = TARGET.predict(BatchShape.of(found))
         elapsed = alone + what.drafting.time_of(found)
-        what.observe(found, index + elapsed, elapsed, 3, 3)
+        what.observe(found, index + elapsed, elapsed, 3, OwnDrafts(1, 5, 2))
     assert what.estimator.model.coefficients == pytest.approx(before.coefficients, rel=1e-6)
     assert what.estimator.predict(BatchShape.of(found)) == pytest.approx(elapsed, rel=1e-3)
 
@@ -192,6 +211,39 @@ def test_a_drafted_session_takes_the_room_of_both_caches() -> None:
         found = what.schedule(0.0)
         assert isinstance(found, Batch)
         assert {member.request.session_id for member in found.members} == expected
+
+
+def test_no_price_keeps_the_server_from_finding_out() -> None:
+    """Of a drafter that was always wrong so far, a token is verified now and then on a busy engine as well."""
+    what, now, num_verified = scheduler(), 0.0, 0
+    assert what.drafting is not None
+    for index in range(300):
+        for number in range(64):
+            what.add(replace(plain(str(number)), round=index, arrival=now))
+        found = what.schedule(now)
+        assert isinstance(found, Batch)
+        lengths = [one.num_verified for one in found.members if one.request.drafted_here and one.num_verified]
+        num_verified += sum(lengths) if what.drafting.length == 0 else 0
+        elapsed = TARGET.predict(BatchShape.of(found)) + what.drafting.time_of(found)
+        now += elapsed
+        what.observe(found, now, elapsed, len(found.members), OwnDrafts(len(lengths), sum(lengths), 0))
+    assert what.drafting.length == 0
+    assert what.prices().per_position > 0.1, "the engine has time to spare"
+    assert num_verified > 5
+
+
+def test_who_was_evicted_while_he_waited_enters_with_room_for_his_draft() -> None:
+    """In both caches, as at first."""
+    what = scheduler(replace(LIMITS, kv_capacity_tokens=1300, drafter_kv_share=1.0))
+    for name in "ab":
+        what.add(replace(plain(name, history=300), num_cached_tokens=0))
+    what.cached("a", 640, 0.0)  # it has grown: whoever entered last has to go
+    found = what.schedule(0.0)
+    assert isinstance(found, Batch)
+    assert what.evictions() == ("b",)
+    what.release("a")
+    what.schedule(0.1)
+    assert what._residency._held["b"] == 2 * (300 + 5)
 
 
 def test_cancelling_takes_a_drafted_request_out_of_the_queue() -> None:

@@ -68,7 +68,11 @@ def test_batches_take_the_drafters_time_as_well() -> None:
     for batch, extra in _watched("centralized-draft"):
         drafting = [one for one in batch.members if one.request.drafted_here and one.num_verified]
         steps = max((one.num_verified or 0 for one in drafting), default=0)
-        read = sum(one.request.num_history_tokens for one in drafting if one.request.session_id not in seen)
+        positions = sum(one.num_verified or 0 for one in drafting)
+        new = [one for one in drafting if one.request.session_id not in seen]
         seen |= {one.request.session_id for one in drafting}
-        assert extra >= steps * DRAFTER.fixed_s + read * DRAFTER.per_token_s - 1e-9
-        assert bool(steps) == (extra > 1e-9)
+        least = steps * DRAFTER.fixed_s + positions * DRAFTER.per_token_s
+        least += sum(one.request.num_history_tokens - 1 for one in new) * DRAFTER.per_token_s
+        # Between two drafts of a session a few tokens may come without the drafter.
+        most = least + 10 * len(drafting) * DRAFTER.per_token_s
+        assert least - 1e-9 <= extra <= most + 1e-9

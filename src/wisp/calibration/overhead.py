@@ -42,8 +42,11 @@ class ServerOverhead:
 
 
 def fit_overhead(batches: Sequence[LoggedBatch], batch_time: BatchTime) -> ServerOverhead:
-    """From batches in the order in which one server ran them. Raises FormatError for too few."""
-    pairs = [(one, later) for one, later in pairwise(batches) if not one.failed]
+    """From batches in the order in which one server ran them; not from those that it drafted in itself.
+
+    Raises FormatError for too few.
+    """
+    pairs = [(one, later) for one, later in pairwise(batches) if not (one.failed or one.drafted)]
     if len(pairs) < MIN_BATCHES:
         raise FormatError(f"a log of {len(batches)} batches is too short to fit a server's own time to")
     shapes = [one.shape for one, _ in pairs]

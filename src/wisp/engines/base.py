@@ -89,6 +89,8 @@ class StepOutcome:
     """One per committed token, when asked for."""
     own_tokens: tuple[TokenId, ...] = ()
     """Committed before `next_token`: what the engine drafted itself and accepted."""
+    num_own_drafted: int = 0
+    """Tokens that it drafted itself: at most as many as it was asked for."""
 
     @property
     def num_committed(self) -> int:

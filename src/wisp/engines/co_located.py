@@ -1,4 +1,4 @@
-"""A target with a drafter beside it: the engine drafts for sessions whose devices do not (a baseline).
+"""A target with a drafter beside it: the engine drafts for rounds in which devices do not.
 
 All sessions of a step that are to be drafted for are drafted together, token by token, before the target's forward
 verifies the drafts; a step's time is that of both models. The text is the target's own under both acceptance rules.
@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from wisp.engines.base import DraftEngine, ModelCard, StepMember, StepOutcome, TargetEngine
-from wisp.errors import VocabularyMismatch
+from wisp.errors import EngineError, VocabularyMismatch
+from wisp.logs import logger
 from wisp.policy.batch_time import BatchTimeModel
 from wisp.types import DraftedToken, GenerationRequest, SamplingParams, SessionId, StopRules, TokenId
+
+log = logger(__name__)
 
 _MANY = 8
 _STEPS = 5
@@ -37,6 +40,8 @@ class CoLocatedTarget:
     target: TargetEngine
     drafter: DraftEngine
     _sessions: dict[SessionId, _Lag] = field(default_factory=dict, init=False)
+    _most: int | None = field(default=None, init=False)
+    """Sessions that are drafted for in one step, the first of a batch: the drafter's cache held no more; None: any."""
 
     def __post_init__(self) -> None:
         theirs, ours = self.drafter.vocabulary, self.target.card.vocabulary
@@ -105,9 +110,16 @@ class CoLocatedTarget:
     def _draft(self, members: Sequence[StepMember]) -> dict[SessionId, list[DraftedToken]]:
         """Up to `num_to_draft` tokens of each; fewer where the drafter has nothing to propose."""
         drafts: dict[SessionId, list[DraftedToken]] = {member.session_id: [] for member in members}
-        drafting = [member for member in members if self._catch_up(member.session_id)]
+        drafting = [member for member in members[: self._most] if self._catch_up(member.session_id)]
         while drafting:
-            proposed = self.drafter.draft([member.session_id for member in drafting])
+            try:
+                proposed = self.drafter.draft([member.session_id for member in drafting])
+            except EngineError as error:
+                self._most = len(drafting) // 2
+                log.warning(
+                    "drafts for fewer sessions at a time: the drafter failed", most=self._most, reason=str(error)
+                )
+                return drafts
             going_on = []
             for member, token in zip(drafting, proposed, strict=True):
                 if token is not None:
@@ -137,7 +149,7 @@ class CoLocatedTarget:
             rest = () if outcome.next_token is None else (outcome.next_token,)
             self.drafter.commit(session_id, outcome.num_accepted, rest)
             session.num_known = len(self.target.history(session_id))
-        return replace(outcome, num_verified=0, num_accepted=0, own_tokens=accepted)
+        return replace(outcome, num_verified=0, num_accepted=0, own_tokens=accepted, num_own_drafted=len(draft))
 
     def _forget(self, session_id: SessionId) -> None:
         session = self._sessions.pop(session_id, None)

@@ -41,6 +41,8 @@ class LoggedBatch:
     members: tuple[LoggedMember, ...]
     waited: float = 0.0
     """Since the batch before, in which no batch could begin: nobody was there, or the scheduler held it back."""
+    drafted: bool = False
+    """Whether the server drafted itself in it, for rounds of plain decoding: a drafter's time is part of its own."""
 
     @property
     def shape(self) -> BatchShape:
@@ -55,6 +57,7 @@ class LoggedBatch:
             "waited": round(self.waited, 6),
             "cpu_s": round(self.cpu_s, 4),
             "failed": self.failed,
+            "drafted": self.drafted,
             "members": members,
         }
         return json.dumps(content, separators=(",", ":")) + "\n"
@@ -91,6 +94,7 @@ def _batch_of_json(content: dict[str, Any]) -> LoggedBatch:
         cpu_s=float(content["cpu_s"]),
         failed=bool(content["failed"]),
         waited=float(content["waited"]),
+        drafted=bool(content.get("drafted", False)),
         members=tuple(
             LoggedMember(int(num_new), int(num_cached), bool(completes), float(arrival))
             for num_new, num_cached, completes, arrival in content["members"]

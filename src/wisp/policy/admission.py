@@ -17,6 +17,7 @@ from wisp.policy.demand import SessionDemands
 from wisp.policy.prices import FleetMeter
 from wisp.policy.residency import KVResidency
 from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.typical_round import largest_batch
 from wisp.policy.waiting import WaitingRequests
 from wisp.types import SessionDemand, SessionId, VerificationRequest
 
@@ -88,8 +89,12 @@ class Admission:
 
     def _work_out_time_per_token(self, prefill_per_token: float | None, fastest: float, batch_time: BatchTime) -> float:
         typical = self.meter.lasting(prefill_per_token)
-        size = typical.largest_batch(typical.most(self.limits), fastest, batch_time)
-        elapsed = batch_time(typical.batch(size)) * (1.0 + self.meter.share_between)
+
+        def time_of(size: int) -> float:
+            return batch_time(typical.batch(size))
+
+        size = largest_batch(typical.most(self.limits), typical.patience(fastest), time_of)
+        elapsed = time_of(size) * (1.0 + self.meter.share_between)
         return elapsed / (size * typical.num_committed)
 
 

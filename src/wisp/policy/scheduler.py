@@ -17,6 +17,7 @@ from wisp.types import (
     Admitted,
     Batch,
     BatchMember,
+    OwnDrafts,
     Prices,
     RetryAfter,
     SessionDemand,
@@ -24,6 +25,8 @@ from wisp.types import (
     VerificationRequest,
     WaitUntil,
 )
+
+NONE_DRAFTED = OwnDrafts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,11 @@ class Scheduler(Protocol):
         ...
 
     def observe(
-        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, own: OwnDrafts = NONE_DRAFTED
     ) -> None:
         """Learn from a batch that is done: the seconds it took, and how many tokens it committed.
 
-        `num_committed_here` are those of rounds that the server drafted.
+        `own` is what the server drafted itself, as far as it did: a drafter may propose less than it was asked for.
         """
         ...
 
@@ -147,7 +150,7 @@ class FCFSScheduler:
         return Batch(tuple(members))
 
     def observe(
-        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, own: OwnDrafts = NONE_DRAFTED
     ) -> None:
         """Nothing to learn: the order of arrival is all that counts."""
 

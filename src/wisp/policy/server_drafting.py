@@ -7,7 +7,7 @@
     V, D    batch times of the target and of the drafter, which drafts for all of them together
     m_k     rounds of s (k + 1) + (1 - s) n + p E_k positions in a batch: of those that wait, as many as the limits, the
             fastest session's speed, and the KV cache allow, where both models keep a cache if k > 0
-    K       the k in 0..max of the highest rate  m_k E_k / (V + (1 + p E_k / k) prompts and k steps of D)
+    K       the k in 0..max of the highest rate  m_k E_k / (V(m_k rounds) + k D(m_k s rounds of 1 + p E_k / k positions))
 
 So K falls as batches grow; where prompts, or room in the cache, bound what is served, drafts that only make batches longer,
 or take the room of others, are not made. Another K has to be better by a margin: a drafter that was not asked for a while
@@ -16,13 +16,15 @@ has histories to read. While K is 0, a token is drafted now and then: acceptance
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
+from math import inf
 
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
 from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.scheduler import SchedulerLimits
-from wisp.policy.typical_round import TypicalRound
-from wisp.types import Batch, BatchMember, SessionId, VerificationRequest
+from wisp.policy.typical_round import TypicalRound, largest_batch
+from wisp.types import Batch, BatchMember, OwnDrafts, SessionId, VerificationRequest
 
 _RARELY = 8
 """Batches after which K is chosen again."""
@@ -87,32 +89,35 @@ class ServerDrafting:
         """K: tokens that requests are drafted at present."""
         self._since_choice = 0
         self._probed_at = 0.0
-        self._known: set[SessionId] = set()
-        """Sessions whose histories the drafter has read."""
+        self._steps = float(self._settings.max_tokens)
+        """Of the drafter in a batch with drafts, recent mean: prices cut some."""
+        self._known: dict[SessionId, int] = {}
+        """Tokens of the histories that the drafter has read."""
 
     def drafted(self, request: VerificationRequest, now: float) -> VerificationRequest:
         """The request with the draft that the server is going to make for it, if any."""
         most = request.max_own_draft
         if most == 0:
             return request
-        length = min(self.length or self._probe(request, now), most)
-        if length == 0:
-            self.forget(request.session_id)
+        if length := min(self.length, most):
+            survival = tuple(self._acceptance.mean ** (i + 1) for i in range(length))
+        elif self._is_due(request, now):
+            length, survival = 1, ()  # nothing is said of it, so that no price cuts it
+        else:
             return request
-        survival = tuple(self._acceptance.mean ** (i + 1) for i in range(length))
         return replace(request, num_draft_tokens=length, survival=survival, drafted_here=True)
 
-    def _probe(self, request: VerificationRequest, now: float) -> int:
-        history = request.num_history_tokens
-        taken = self._drafter.predict(BatchShape().plus(history, 0))
+    def _is_due(self, request: VerificationRequest, now: float) -> bool:
+        """Whether a token may be drafted to see what becomes of it."""
+        taken = self._drafter.predict(BatchShape().plus(*self._first_step(request)))
         if (now - self._probed_at) * self._settings.probe_share < taken:
-            return 0
+            return False
         self._probed_at = now
-        return 1
+        return True
 
     def forget(self, session_id: SessionId) -> None:
         """The drafter knows nothing of a session any more."""
-        self._known.discard(session_id)
+        self._known.pop(session_id, None)
 
     def time(self, shape: BatchShape) -> float:
         """Seconds of the drafter in a batch of this shape, about: as many of its requests are drafted for as lately."""
@@ -120,7 +125,7 @@ class ServerDrafting:
             return 0.0
         size = max(1, round(shape.num_requests * self._drafted_share))
         step = TypicalRound(1.0, shape.num_cached / max(shape.num_requests, 1)).batch(size)
-        return self.length * self._drafter.predict(step)
+        return min(float(self.length), self._steps) * self._drafter.predict(step)
 
     def time_of(self, batch: Batch) -> float:
         """Seconds of the drafter in this batch, by what is known of it."""
@@ -132,9 +137,13 @@ class ServerDrafting:
         )
 
     def _step(self, member: BatchMember, index: int) -> tuple[int, int]:
-        """New and cached tokens of a step of the drafter; the first one of a session reads its history."""
-        history = member.request.num_history_tokens
-        return (1, history + index) if index or member.request.session_id in self._known else (history, 0)
+        """New and cached tokens of a step of the drafter."""
+        return (1, member.request.num_history_tokens + index - 1) if index else self._first_step(member.request)
+
+    def _first_step(self, request: VerificationRequest) -> tuple[int, int]:
+        """The same, of a draft's first step: it reads what the drafter does not know of the history."""
+        num_new = max(1, request.num_history_tokens - self._known.get(request.session_id, 0))
+        return num_new, request.num_history_tokens - num_new
 
     # What it learns
 
@@ -145,27 +154,30 @@ class ServerDrafting:
         crowd.outside = self._smooth(crowd.outside, num_outside)
         crowd.inside = self._smooth(crowd.inside, num_inside)
 
-    def observe(self, batch: Batch, num_committed: int, num_committed_here: int) -> None:
-        """A batch ran, and committed so many tokens; the rounds that were drafted here so many of them."""
+    def observe(self, batch: Batch, num_committed: int, own: OwnDrafts, present: Container[SessionId]) -> None:
+        """A batch ran: how many tokens it committed, and what became of the drafts made here; who is `present` still."""
         verified = [member for member in batch.members if member.num_verified is not None]
         if not verified:
             return
-        lengths = [member.num_verified or 0 for member in verified]
-        here = [length for length, member in zip(lengths, verified, strict=True) if member.request.drafted_here]
-        drafts = [length for length in here if length]
-        num_plain = len(here) + sum([not one for one in lengths]) - (len(here) - len(drafts))
-        num_others = len(verified) - num_plain
-        self._share = self._smooth(self._share, num_plain / len(verified))
-        self._drafted_share = self._smooth(self._drafted_share, len(drafts) / len(batch.members))
-        histories = sum([member.request.num_history_tokens for member in verified])
+        plain = [one for one in verified if one.request.drafted_here or not one.request.num_draft_tokens]
+        drafting = [one for one in plain if one.num_verified]
+        num_others = len(verified) - len(plain)
+        self._share = self._smooth(self._share, len(plain) / len(verified))
+        self._drafted_share = self._smooth(self._drafted_share, len(drafting) / len(batch.members))
+        histories = sum([one.request.num_history_tokens for one in verified])
         self._cached = self._smooth(self._cached, histories / len(verified))
         if num_others:
-            committed = num_committed - num_committed_here - (num_plain - len(here))
-            self._new = self._smooth(self._new, 1.0 + (sum(lengths) - sum(drafts)) / num_others)
+            positions = sum([one.num_verified or 0 for one in verified]) - sum([one.num_verified or 0 for one in plain])
+            committed = num_committed - len(plain) - own.num_accepted
+            self._new = self._smooth(self._new, 1.0 + positions / num_others)
             self._committed = self._smooth(self._committed, committed / num_others)
-        self._known.update(member.request.session_id for member in verified if member.request.drafted_here)
-        if drafts:
-            self._acceptance.learn(len(drafts), sum(drafts), num_committed_here - len(here))
+        if drafting:
+            self._steps = self._smooth(self._steps, max(one.num_verified or 0 for one in drafting))
+            for one in drafting:
+                if one.request.session_id in present:
+                    self._known[one.request.session_id] = one.request.num_history_tokens
+        if own.num_drafts:
+            self._acceptance.learn(own.num_drafts, own.num_tokens, own.num_accepted)
 
     def choose(
         self, target: BatchTime, limits: SchedulerLimits, prefill_per_token: float | None, fastest: float
@@ -191,18 +203,18 @@ class ServerDrafting:
         )
         read = TypicalRound(1.0 + prefill / max(length, 1), self._cached)
 
-        def batch_time(shape: BatchShape) -> float:
-            if length == 0:
-                return load.target(shape)
-            drafting = read.batch(max(1, round(shape.num_requests * own)))
-            return load.target(shape) + length * self._drafter.predict(drafting)
+        def time_of(size: int) -> float:
+            num_new = max(size, round(size * typical.num_new))
+            attended = num_new * (self._cached + typical.num_new / 2)
+            time = load.target(BatchShape(num_new, attended, round(size * self._cached), size))
+            return time + length * self._drafter.predict(read.batch(max(1, round(size * own))))
 
         at_hand = self._at_hand(length, load.limits)
-        most = min(typical.most(load.limits), at_hand)
-        size = typical.largest_batch(most, load.fastest * committed / plain, batch_time)
+        patience = plain / load.fastest if load.fastest else inf
+        size = largest_batch(min(typical.most(load.limits), at_hand), patience, time_of)
         crowds_out = at_hand < self._at_hand(0, load.limits)
         margin = self._settings.room_margin if crowds_out else 0.0
-        return size * committed / max(batch_time(typical.batch(size)), 1e-9) / (1.0 + margin)
+        return size * committed / max(time_of(size), 1e-9) / (1.0 + margin)
 
     def _of_plain(self, length: int) -> float:
         """Committed tokens of a round of plain decoding for which so many are drafted."""

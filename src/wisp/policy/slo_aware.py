@@ -35,13 +35,15 @@ from wisp.policy.demand import SessionDemands
 from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.prices import FleetMeter
 from wisp.policy.residency import RESERVE, KVResidency
-from wisp.policy.scheduler import SchedulerLimits
+from wisp.policy.scheduler import NONE_DRAFTED, SchedulerLimits
 from wisp.policy.server_drafting import DraftingEstimator, ServerDrafting
+from wisp.policy.typical_round import largest_batch
 from wisp.policy.waiting import Order, WaitingRequests
 from wisp.types import (
     Admitted,
     Batch,
     BatchMember,
+    OwnDrafts,
     Prices,
     RetryAfter,
     SessionDemand,
@@ -182,13 +184,14 @@ class SLOAwareScheduler:
             self._entering.pop(session_id, None)
 
     def _drafted(self, drafting: ServerDrafting, request: VerificationRequest, now: float) -> VerificationRequest:
-        """The request with what the server is going to draft for it; without, the drafter's cache is given up."""
+        """The request with what the server is going to draft for it; if it does not, a cache in shared memory is given up."""
         drafted = drafting.drafted(request, now)
         if not self._residency.holds_drafts(drafted):
-            drafting.forget(request.session_id)
             drafted = request
-        if request.max_own_draft:
+        if request.max_own_draft and self._limits.drafter_kv_share:
             self._residency.keep_drafts(request.session_id, kept=drafted.drafted_here)
+            if not drafted.drafted_here:
+                drafting.forget(request.session_id)
         return drafted
 
     def _enter(self, now: float) -> None:
@@ -227,7 +230,7 @@ class SLOAwareScheduler:
         self._enter(now)
         until = self._dispatch_time(now)
         if until > now:
-            self._evicting = self._residency.take_evicted()
+            self._evicting = self._take_evicted()
             return WaitUntil(min(until, self._residency.next_gone(now)) if self._entering else until)
         if self.drafting is not None:
             self.drafting.see(len(self._waiting.requests), len(self._entering), len(self._residency.sessions))
@@ -250,7 +253,7 @@ class SLOAwareScheduler:
         return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
 
     def observe(
-        self, batch: Batch, now: float, elapsed: float, num_committed: int, num_committed_here: int = 0
+        self, batch: Batch, now: float, elapsed: float, num_committed: int, own: OwnDrafts = NONE_DRAFTED
     ) -> None:
         shape, self._fill, self._ended = BatchShape.of(batch), None, now
         self._admission.batch_ran()
@@ -258,15 +261,17 @@ class SLOAwareScheduler:
             self.estimator.observe(shape, elapsed)
         else:
             self.estimator.observe(shape, max(elapsed - self.drafting.time_of(batch), 0.0))
-            self.drafting.observe(batch, num_committed, num_committed_here)
+            self.drafting.observe(batch, num_committed, own, self._residency.sessions)
             self._choose_length(self.drafting)
         rounds = sum([member.num_verified is not None for member in batch.members])
         prefilled = sum(member.num_prefill_tokens for member in batch.members)
         self._meter.observe(shape, now, elapsed, rounds, num_committed, prefilled)
 
     def _choose_length(self, drafting: ServerDrafting) -> None:
-        target = self.estimator.target if isinstance(self.estimator, DraftingEstimator) else self.estimator
-        drafting.choose(target.predict, self._limits, self._demands.prefill_per_token, self._demands.fastest)
+        assert isinstance(self.estimator, DraftingEstimator), "whoever drafts estimates with the drafter"
+        drafting.choose(
+            self.estimator.target.predict, self._limits, self._demands.prefill_per_token, self._demands.fastest
+        )
         self._residency.drafts = drafting.length > 0
 
     def _dispatch_time(self, now: float) -> float:
@@ -332,15 +337,22 @@ class SLOAwareScheduler:
 
     def _make_room(self, members: list[BatchMember]) -> None:
         self._residency.make_room(members)
-        self._evicting = self._residency.take_evicted()
+        self._evicting = self._take_evicted()
         for session_id in self._evicting:
-            if self.drafting is not None:
-                self.drafting.forget(session_id)
             request = self._waiting.requests.get(session_id)
             if request is not None:
                 self._waiting.remove(session_id)
+                self._residency.keep_drafts(session_id, kept=request.drafted_here)
                 self._entering[session_id] = self._limits.left_cached(request)
                 self._entering.move_to_end(session_id, last=False)
+
+    def _take_evicted(self) -> tuple[SessionId, ...]:
+        """Who was evicted, the caches of a drafter that shares the memory included."""
+        evicted = self._residency.take_evicted()
+        if self.drafting is not None and self._limits.drafter_kv_share:
+            for session_id in evicted:
+                self.drafting.forget(session_id)
+        return evicted
 
     def _take(self, member: BatchMember) -> None:
         """Remove a member's request from the queue, or note its progress."""
@@ -414,7 +426,11 @@ class SLOAwareScheduler:
             return 0.0
         typical = self._meter.typical
         full = min(typical.filled(self.estimator.model, self._settings.fill), typical.most(self._limits))
-        size = typical.largest_batch(min(num_late, full), self._demands.fastest, self.estimator.predict)
+        size = largest_batch(
+            min(num_late, full),
+            typical.patience(self._demands.fastest),
+            lambda size: self.estimator.predict(typical.batch(size)),
+        )
         return self.estimator.upper(typical.batch(size))
 
     def _time_alone(self, request: VerificationRequest) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.scheduler import SchedulerLimits
 
 
@@ -40,15 +41,15 @@ class TypicalRound:
         by_prompts = limits.max_prefill_tokens / self.num_prefill if self.num_prefill else inf
         return min(limits.max_batch_requests, limits.max_batch_tokens / self.num_new, by_prompts)
 
-    def largest_batch(self, most: float, fastest: float, batch_time: BatchTime) -> int:
-        """How many of at most so many such rounds a session of `fastest` tokens per second can wait for, again and again.
+    def patience(self, fastest: float) -> float:
+        """Seconds that a batch of such rounds may take for a session of `fastest` tokens per second; 0: nobody hurries."""
+        return self.num_committed / fastest if fastest else inf
 
-        0: nobody is in a hurry. At least 1.
-        """
-        limit = self.num_committed / fastest if fastest else inf
-        low, high = 1, max(1, int(most))
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = batch_time(self.batch(middle)) <= limit
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+
+def largest_batch(most: float, time_left: float, time_of: Callable[[int], float]) -> int:
+    """How many rounds, at most so many, take no longer than that in a batch; at least 1."""
+    low, high = 1, max(1, int(most))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if time_of(middle) <= time_left else (low, middle - 1)
+    return low

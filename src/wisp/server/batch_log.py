@@ -50,4 +50,5 @@ def _logged(record: BatchRecord, cpu_s: float) -> LoggedBatch:
         LoggedMember(member.num_new_tokens, member.request.num_cached_tokens, member.completes, member.request.arrival)
         for member in record.batch.members
     )
-    return LoggedBatch(record.started, record.elapsed, cpu_s, record.failed, members, record.waited)
+    drafted = any(member.request.drafted_here for member in record.batch.members)
+    return LoggedBatch(record.started, record.elapsed, cpu_s, record.failed, members, record.waited, drafted)

@@ -31,6 +31,7 @@ from wisp.types import (
     DraftedToken,
     GenerationRequest,
     Hints,
+    OwnDrafts,
     SessionId,
     VerificationRequest,
 )
@@ -311,12 +312,9 @@ class VerificationLoop:
         if isinstance(result, Exception):
             self._batch_failed(batch, residents, result)
             return
-        here = sum(
-            outcome.num_committed
-            for member, (outcome, _) in zip(batch.members, result, strict=True)
-            if member.request.drafted_here
-        )
-        self._scheduler.observe(batch, started + elapsed, elapsed, num_committed, here)
+        own = [outcome for outcome, _ in result if outcome.num_own_drafted]
+        drafted = OwnDrafts(len(own), sum(one.num_own_drafted for one in own), sum(len(one.own_tokens) for one in own))
+        self._scheduler.observe(batch, started + elapsed, elapsed, num_committed, drafted)
         for member, resident, (outcome, num_cached) in zip(batch.members, residents, result, strict=True):
             self._member_done(member, resident, outcome, num_cached)
         prices = self._scheduler.prices()

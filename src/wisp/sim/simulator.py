@@ -160,6 +160,7 @@ class Simulation:
             batch_time if overhead is None else overhead.on(batch_time),
             self.observer.on_batch,
             None if drafter is None else drafter.batch_time,
+            drafter is not None and drafter.kv_share > 0.0,
             scenario.swap_s_per_token,
             None if overhead is None else overhead.after.predict,
         )

@@ -24,6 +24,7 @@ from wisp.types import (
     DraftRequest,
     FinishReason,
     Hints,
+    OwnDrafts,
     RetryAfter,
     SessionDemand,
     SessionId,
@@ -48,6 +49,8 @@ class Verifier:
     watch: WatchesBatches
     draft_time: BatchTime | None = None
     """Of a drafter beside the target, for the systems that draft on the server."""
+    drafter_shares: bool = False
+    """Whether its caches are in the target's memory: then they are given up where drafts are not made any more."""
     swap_s_per_token: float | None = None
     """Of a cache that comes back from the host's memory; None: evicted caches are lost."""
     after_batch: BatchTime | None = None
@@ -144,7 +147,8 @@ class Verifier:
                 self._wait(decision)
 
     def _evict(self, session: ServedSession) -> None:
-        session.num_drafter_knows = 0
+        if self.drafter_shares:
+            session.num_drafter_knows = 0
         if self.swap_s_per_token is None:
             session.num_cached = 0
         else:
@@ -224,8 +228,10 @@ class Verifier:
         self.watch(batch, started, elapsed)
         verified = [one for one in map(self._member_done, batch.members) if one is not None]
         num_committed = sum([committed for _, _, _, committed in verified])
-        here = sum([committed for _, member, _, committed in verified if member.request.drafted_here])
-        self.scheduler.observe(batch, self.events.now, elapsed, num_committed, here)
+        own = [(member.num_verified, outcome[0]) for _, member, outcome, _ in verified if member.request.drafted_here]
+        drafts = [(length, accepted) for length, accepted in own if length]
+        drafted = OwnDrafts(len(drafts), sum([one for one, _ in drafts]), sum([one for _, one in drafts]))
+        self.scheduler.observe(batch, self.events.now, elapsed, num_committed, drafted)
         prices = self.scheduler.prices()
         for session, member, outcome, committed in verified:
             hints = Hints(started - member.request.arrival, elapsed, prices)
@@ -253,10 +259,9 @@ class Verifier:
             return None
         outcome = session.script.verify(session.num_output, member.num_verified, session.max_new_tokens)
         if member.request.drafted_here:
-            session.num_drafter_knows += min(
-                outcome[0], max(member.num_verified - 1, 0)
-            )  # its last one it did not read
-        elif member.request.max_own_draft:
+            # Of a draft, the drafter has read all but the last token.
+            session.num_drafter_knows += min(outcome[0], max(member.num_verified - 1, 0))
+        elif member.request.max_own_draft and self.drafter_shares:
             session.num_drafter_knows = 0
         num_committed = outcome[0] + (outcome[1] is not None)
         session.num_output += num_committed

@@ -12,8 +12,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from tests.sim.plan.test_planner import SCENARIO
+from tests.sim.plan.test_planner import SCENARIO, step
 from wisp.errors import ConfigError, FormatError
+from wisp.sim.hardware import ServerDrafter
 from wisp.sim.machine import MachineOptions
 from wisp.sim.options import SimulationOptions
 from wisp.sim.plan import app
@@ -26,10 +27,16 @@ from wisp.sim.study.model import Point
 from wisp.sim.study.standing import Results
 
 
-def answer(capacities: Mapping[str, Sequence[int]], recommended: str, **changes: object) -> Answer:
+def answer(
+    capacities: Mapping[str, Sequence[int]],
+    recommended: str,
+    server_drafter: ServerDrafter | None = None,
+    **changes: object,
+) -> Answer:
     """Made up: as many good tokens per second as devices."""
     num_seeds = len(next(iter(capacities.values())))
-    study = study_of(SCENARIO, Effort(tuple(capacities), num_seeds, 40, 3.0, 6.0), 0.8)
+    scenario = replace(SCENARIO, server_drafter=server_drafter)
+    study = study_of(scenario, Effort(tuple(capacities), num_seeds, 40, 3.0, 6.0), 0.8)
     points = {
         ("plan", system, seed): Point("plan", system, seed, found, {"0.8x capacity": _figures(found)})
         for system, of_seeds in capacities.items()
@@ -75,6 +82,17 @@ def test_what_was_not_measured_is_said() -> None:
         lengths=(Path("l.json"),),
     )
     assert replace(PAYS, options=measured).warnings() == []
+
+
+def test_a_drafter_on_the_server_is_said_to_be_assumed_and_named_to_the_server() -> None:
+    """Where the recommended system makes use of it."""
+    beside = answer({"centralized": [1, 1], "wisp-plus": [2, 2]}, "wisp-plus", server_drafter=ServerDrafter(step, 1000))
+    assert "the drafter on the server is a data sheet's too, qwen3-0.6b" in "\n".join(beside.warnings())
+    assert beside.commands()[0].endswith("--draft SERVER_DRAFT")
+    elsewhere = answer(
+        {"centralized": [3, 3], "wisp-plus": [2, 2]}, "centralized", server_drafter=ServerDrafter(step, 1)
+    )
+    assert "drafter on the server" not in "\n".join(elsewhere.warnings())
 
 
 def test_without_a_price_nothing_costs_anything() -> None:

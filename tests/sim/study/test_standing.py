@@ -71,6 +71,13 @@ def test_wisp_plus_is_compared_with_the_best_centralized_system_apart() -> None:
     assert cell.over_best_other.mean == pytest.approx(100 / 90)
 
 
+def test_where_as_many_are_served_by_another_the_winner_is_wisp_plus() -> None:
+    """WISP+ without the server's drafter is one of the others, and the same system where drafting there does not pay."""
+    of = {"centralized": [40, 40], "wisp-plus-edge": [90, 90], "wisp-plus": [90, 90]}
+    (cell,) = verdict({"cell": of}).cells
+    assert (cell.best_other, cell.winner) == ("wisp-plus-edge", "wisp-plus")
+
+
 def test_a_cell_is_missed_when_its_whole_interval_is_below_the_bar() -> None:
     """A mean below the bar with an interval that reaches it is told, but not missed."""
     found = verdict(

@@ -14,6 +14,7 @@ from wisp.policy.slo_aware import SLOAwareScheduler
 from wisp.policy.systems import SYSTEMS, SchedulerTerms
 from wisp.sim.simulator import simulate
 from wisp.sim.study.variants import READINGS, BiasedEstimator, biased
+from wisp.types import Batch, BatchMember, OwnDrafts, VerificationRequest
 
 SHAPE = BatchShape(40, 40 * 300.0, 2400, 8)
 MODEL = BatchTimeModel(0.03, 1e-4, 2e-4, 1e-8, 1e-7, 2e-5, 30.0)
@@ -61,4 +62,12 @@ def test_a_biased_system_drafts_on_the_server_as_before() -> None:
     assert isinstance(right, SLOAwareScheduler)
     assert isinstance(wrong, SLOAwareScheduler)
     assert wrong.drafting is not None
-    assert wrong.estimator.predict(SHAPE) == pytest.approx(2.0 * right.estimator.predict(SHAPE))
+    assert right.drafting is not None
+    request = VerificationRequest("a", 1, 257, 256, 5, 0.0, max_own_draft=5, drafted_here=True)
+    for scheduler in (right, wrong):
+        for _ in range(200):
+            scheduler.drafting.observe(Batch((BatchMember(request, 0, 5),)), 3, OwnDrafts(1, 5, 2), ())  # type: ignore[union-attr]
+    drafter_time = right.drafting.time(SHAPE)
+    assert drafter_time > 0.0
+    target_time = right.estimator.predict(SHAPE) - drafter_time
+    assert wrong.estimator.predict(SHAPE) == pytest.approx(2.0 * target_time + drafter_time)

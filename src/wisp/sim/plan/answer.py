@@ -15,6 +15,7 @@ from wisp.policy.systems import SYSTEMS
 from wisp.sim.capacity import Interval
 from wisp.sim.options import SimulationOptions
 from wisp.sim.plan.planner import Plan
+from wisp.sim.scenario import Scenario
 
 LIMITS = {
     "KV cache": "memory for the KV cache",
@@ -111,6 +112,11 @@ class Answer:
             found.append(
                 "batch times are a data sheet's, not measured: run `wisp calibrate` on the GPU, give --profile."
             )
+        if SYSTEMS[self.plan.recommended].drafts.on_server and self._scenario.server_drafter is not None:
+            found.append(
+                f"the drafter on the server is a data sheet's too, {options.machine.server_draft}: it has to share the "
+                "model's vocabulary (--server-draft), and be right as often as the devices'."
+            )
         if not options.acceptance_traces:
             found.append(
                 f"that {options.acceptance:.0%} of drafted tokens are right is assumed: run `wisp trace` with your models, "
@@ -120,17 +126,20 @@ class Answer:
             found.append("lengths are drawn from a log-normal distribution: give your own with --lengths.")
         return found
 
+    @property
+    def _scenario(self) -> Scenario:
+        return self.plan.results.study.cells[0].scenario
+
     def commands(self) -> list[str]:
         """How the recommended system is started."""
         system, options = self.plan.recommended, self.options
-        scenario = self.plan.results.study.cells[0].scenario
-        slos = scenario.workload.slos
+        slos = self._scenario.workload.slos
         serve = ["wisp", "serve", "MODEL", "--system", system]
         for slo in slos:
             serve += ["--slo-class", f"{slo.name.replace('/', '-per-')}={slo.tokens_per_s:g},{slo.first_token_s:g}"]
         if options.machine.profile is not None and SYSTEMS[system].estimates:
             serve += ["--profile", options.machine.profile]
-        if SYSTEMS[system].drafts.on_server and scenario.server_drafter is not None:
+        if SYSTEMS[system].drafts.on_server and self._scenario.server_drafter is not None:
             serve += ["--draft", "SERVER_DRAFT"]
         edge = ["wisp", "edge", "--server", "HOST:7600", "--system", system]
         if SYSTEMS[system].drafts.on_devices:

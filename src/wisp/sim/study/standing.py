@@ -55,7 +55,7 @@ class CellVerdict:
 
     cell: Cell
     winner: str
-    """Serves most devices on average; the oracle does not count."""
+    """Serves most devices on average, WISP+ where others serve as many; the oracle does not count."""
     best_other: str
     over_best_other: Interval
     over_centralized: Interval
@@ -115,7 +115,7 @@ def _cell_verdict(results: Results, cell: Cell, names: Sequence[str], centralize
     other = best(name for name in names if name not in (OURS, ORACLE))
     return CellVerdict(
         cell,
-        winner=best(name for name in names if name != ORACLE),
+        winner=best(sorted((name for name in names if name != ORACLE), key=lambda name: name != OURS)),
         best_other=other,
         over_best_other=results.over(cell.name, OURS, other),
         over_centralized=results.over(cell.name, OURS, best(centralized)),
