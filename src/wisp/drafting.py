@@ -1,4 +1,4 @@
-"""A policy session driving a draft engine: the loop that device, bench and co-located baseline share.
+"""A policy session driving a draft engine: the loop that devices and the bench share.
 
 Whatever goes wrong with a drafter costs speed, never text: the generation goes on without drafts.
 """

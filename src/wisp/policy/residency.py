@@ -8,7 +8,8 @@ whoever entered last goes first. So whoever entered first runs to his end: sessi
 small for all of them would compute their histories again and again.
 
 A session that a drafter beside the target drafts for has its tokens in that model's cache too: `drafter_share` is what a
-token takes there over what it takes in the target. Such a cache is given up at once where drafts are not made any more.
+token takes there over what it takes in the target; 0: that is memory of its own. Such a cache is given up with the session's
+first round of plain decoding that is not drafted for.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Its devices know which tokens of their drafters are going to be accepted. They draft none that is rejected, and of the
 others as many as the price-aware rule wants that takes them for certain, wherever a draft pays by itself or, by the true
-share of such tokens in the session, on average. In between they decode plainly. Its schedulers know exactly how long any
-batch takes, but for its noise.
+share of such tokens in the session, on average. In between they decode plainly. Its schedulers know exactly how
+long the target takes for any batch, but for its noise; of a drafter beside it they know what WISP+ does.
 
 It is clairvoyant, not optimal: what it knows it uses by WISP+'s own rules, round by round.
 """
