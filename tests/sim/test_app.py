@@ -40,6 +40,14 @@ def test_a_run_is_shown_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attained" in shown
 
 
+def test_a_drafter_beside_the_target_is_named_with_who_makes_use_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of it is said where nobody does."""
+    run_simulation(replace(QUICK, systems=("centralized", "wisp-plus")))
+    assert "; beside it qwen3-0.6b, for wisp-plus" in capsys.readouterr().err
+    run_simulation(replace(QUICK, systems=("centralized", "wisp-plus-edge")))
+    assert "beside it" not in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     """One JSON object; another seed gives another."""
     outputs = []

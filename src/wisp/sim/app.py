@@ -19,7 +19,7 @@ from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS, System
 from wisp.sim.capacity import Interval, paired_ratio, search
 from wisp.sim.chrome import TracedSimulation
-from wisp.sim.machine import machine_of
+from wisp.sim.machine import Machine, machine_of
 from wisp.sim.options import ALL, SimulationOptions, at_least_1, known_system, scenario_of
 from wisp.sim.parts import simulate_apart
 from wisp.sim.report import Report
@@ -34,12 +34,20 @@ def run_simulation(options: SimulationOptions) -> None:
     """Run every system on the same devices and sessions, and say what came of it."""
     machine, systems = machine_of(options.machine), systems_of(options.systems)
     _check_trace(options, systems)
-    Console(stderr=True).print(f"Simulated on {machine.caption}", soft_wrap=True)
+    Console(stderr=True).print(f"Simulated on {machine.caption}{_beside(options, machine, systems)}", soft_wrap=True)
     scenario = scenario_of(options, machine)
     found = (_run_capacity if options.capacity else _run_reports)(options, scenario, systems)
     if options.json_output:
         result = {"seed": options.seed, "machine": machine.caption, "devices": options.devices, "systems": found}
         sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _beside(options: SimulationOptions, machine: Machine, systems: Mapping[str, System]) -> str:
+    """What is beside the target, and for whom."""
+    users = [name for name, system in systems.items() if system.drafts.on_server]
+    if machine.server_drafter is None or not users:
+        return ""
+    return f"; beside it {options.machine.server_draft}, for {', '.join(users)}"
 
 
 def systems_of(names: Sequence[str]) -> Mapping[str, System]:
