@@ -192,7 +192,8 @@ class Session:
         self._withhold()
         context = self.measured.context
         if not self.draft:
-            num_tokens, tokens_left = self._num_decoded(soon), self._longest - len(self.tokens)
+            tokens_left = self._longest - len(self.tokens)
+            num_tokens = self._num_decoded(soon) if may_draft or self._plain else tokens_left
             num_tokens = num_tokens if num_tokens < tokens_left else tokens_left
             return DecodeRequest(self.round, len(self.tokens), num_tokens, context.rtt, self.time_left(now))
         draft_speed = 1.0 / context.token_time if context.token_time > 0.0 else 0.0
@@ -267,7 +268,9 @@ class Session:
         """Tokens to ask for when nothing is sent; `soon`: a draft would be made if it could."""
         if self._plain or self._num_drafted:
             return 1
-        return self.settings.short_decode_tokens if soon else self.settings.decode_tokens
+        if soon:
+            return self.settings.short_decode_tokens
+        return max(self.settings.decode_tokens, self.measured.context.tokens_since_draft)
 
     def _learn(self, verdict: Verdict, num_committed: int, now: float) -> None:
         """Keep what stop rules decide by; a null verdict comes without hints."""
