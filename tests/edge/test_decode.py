@@ -35,11 +35,11 @@ async def test_drafting_never_changes_the_output(accuracy: float) -> None:
 
 
 async def test_plain_decoding_without_a_drafter() -> None:
-    """Without a drafter many tokens are asked for at once, after the first."""
+    """Without a drafter the rest of the answer is asked for at once, after the first token."""
     request, remote = generation_request(), MemoryRemote(FakeTarget())
     given = generation(remote, None, request)
     assert await output_of(given) == fakes.generate(request)
-    assert [asked.num_tokens for asked in remote.asked if isinstance(asked, DecodeRequest)] == [1, 16, 16, 7]
+    assert [asked.num_tokens for asked in remote.asked if isinstance(asked, DecodeRequest)] == [1, 39]
     assert (given.num_accepted, given.num_rejected) == (0, 0)
 
 

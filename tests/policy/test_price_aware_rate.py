@@ -104,7 +104,7 @@ def run(rule: StopRule, cell: Cell, num_tokens: int, chance: random.Random, earl
         while session.wants_draft_token:
             now += cell.draft_time
             session.on_draft_token(DraftedToken(0), now)
-        asked = session.request(now)
+        asked = session.request(now, may_draft=rule != FixedLength(0))
         now += cell.rtt
         if isinstance(asked, DecodeRequest):
             for index in range(asked.num_tokens):
@@ -132,7 +132,8 @@ def measured_rate(rule: StopRule, cell: Cell, num_sessions: int = 6, num_tokens:
 def test_fixed_lengths_run_at_their_rates() -> None:
     """The model that the rule is measured by agrees with its formula."""
     cell = Cell(0.02, 0.05, 0.03, 0.8)
-    for num_drafted in (0, 1, 5, 12):
+    assert measured_rate(FixedLength(0), cell, 4, 2000) == pytest.approx(1.0 / cell.server_time, rel=0.05)
+    for num_drafted in (1, 5, 12):
         assert measured_rate(FixedLength(num_drafted), cell, 4, 2000) == pytest.approx(cell.rate(num_drafted), rel=0.05)
 
 

@@ -46,6 +46,12 @@ def plain_round(given: Session, token: int, now: float = 0.0) -> None:
     given.on_verdict(Verdict(given.round, 0, 0, token), now)
 
 
+def decoded(request: DraftRequest | DecodeRequest) -> int:
+    """Tokens that a plain round asks for."""
+    assert isinstance(request, DecodeRequest)
+    return request.num_tokens
+
+
 def draft(given: Session, tokens: list[int], now: float = 0.0) -> DraftRequest:
     given.begin_round(now)
     for index, token in enumerate(tokens):
@@ -106,15 +112,25 @@ def test_nothing_is_drafted_after_a_token_that_ends_the_generation() -> None:
     assert not given.wants_draft_token
 
 
-def test_a_stop_rule_of_zero_asks_for_plain_tokens() -> None:
-    """K = 0 is plain decoding of several tokens at once, streamed."""
+def test_without_a_drafter_the_rest_of_the_answer_is_asked_for() -> None:
+    """After the first token: nobody is going to draft in between."""
     given = session(num_draft=0, decode_tokens=7)
     plain_round(given, 4)
     given.begin_round(0.0)
     assert not given.wants_draft_token
-    request = given.request(0.0)
-    assert isinstance(request, DecodeRequest)
-    assert request.num_tokens == 7
+    assert decoded(given.request(0.0)) == 19
+
+
+def test_plain_rounds_get_longer_the_longer_nothing_is_drafted() -> None:
+    """Each costs a round trip, and what is decided after it has been decided as often before."""
+    given, lengths = session(num_draft=0, max_tokens=100, decode_tokens=7), list[int]()
+    plain_round(given, 4)
+    for _ in range(3):
+        given.begin_round(0.0)
+        lengths.append(decoded(given.request(0.0, may_draft=True)))
+        for index in range(lengths[-1]):
+            given.on_verdict(Verdict(given.round, 0, 0, 5, final=index == lengths[-1] - 1), 1.0)
+    assert lengths == [7, 8, 16]
 
 
 def test_plain_rounds_are_short_while_a_draft_may_soon_be_possible() -> None:

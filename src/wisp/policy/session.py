@@ -43,7 +43,7 @@ class SessionSettings:
     context_length: int = 1 << 31
     """Longest history that may come about: nothing is drafted past it."""
     decode_tokens: int = 16
-    """Asked for at once when nothing is drafted."""
+    """Asked for at least when nothing is drafted; as many as came since the last draft, if those are more."""
     short_decode_tokens: int = 4
     """The same while a draft may soon be possible: it can only follow the answer."""
     startup_time: float = STARTUP_TIME
@@ -185,7 +185,8 @@ class Session:
     def request(self, now: float, *, may_draft: bool = False) -> DraftRequest | DecodeRequest:
         """Close the draft and turn it into what the server is asked for.
 
-        `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say).
+        `may_draft`: there is a drafter, though it proposed nothing this time (it still reads the prompt, say). Without
+        one the rest of the answer is asked for at once.
         """
         soon = may_draft and not self.draft and self._asks_for_more()
         self._asked, self._answered = now, False

@@ -1,7 +1,7 @@
 """Replays stop rules on traces: the device's own session, verdicts from the trace, modelled times.
 
 A drafted token takes `draft_s`, a round `rtt_s + server_s`, plain decoding `server_s` a token and one round trip per
-request. Nobody else uses the server. Under rejection sampling the replay goes on along the target's own output where
+request: as many as the session makes. Nobody else uses the server. Under rejection sampling the replay goes on along the target's own output where
 another text would have come about: an approximation.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 
 from wisp.formats.trace import Chain, TraceRecord
 from wisp.metrics import DraftingSummary, summarise_drafting
-from wisp.policy.controller import StopRule
+from wisp.policy.controller import FixedLength, StopRule
 from wisp.policy.measurements import Measurements
 from wisp.policy.session import RoundRecord, Session, SessionSettings
 from wisp.types import DecodeRequest, DraftedToken, GenerationRequest, Hints, SamplingParams, StopRules, Verdict
 
-_STREAMED = SessionSettings().decode_tokens
+_PLAIN = FixedLength(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _least_time(record: TraceRecord, speeds: Speeds) -> tuple[float, list[RoundR
     for position in reversed(range(length)):
         most = min(record.chains[position].num_accepted, length - position - 1)
         drafts = [(speeds.draft_s * k + speeds.server_s, k, k + 1) for k in range(1, most + 1)] if position else []
-        streams = [(n * speeds.server_s, 0, n) for n in range(1, min(_STREAMED, length - position) + 1)]
+        streams = [(n * speeds.server_s, 0, n) for n in range(1, length - position + 1)]
         found = [
             (t + speeds.rtt_s + left[position + n], k, n) for t, k, n in drafts + (streams if position else streams[:1])
         ]
@@ -127,7 +127,7 @@ def _draft(session: Session, chain: Chain, now: float, speeds: Speeds) -> float:
 
 def _answer(session: Session, chain: Chain, own: Sequence[int], now: float, speeds: Speeds) -> float:
     """Ask and answer one round; `own`: what the target has still to say."""
-    asked = session.request(now)
+    asked = session.request(now, may_draft=session.stop_rule != _PLAIN)
     hints = Hints(verification_time=speeds.server_s)
     now += speeds.rtt_s
     if isinstance(asked, DecodeRequest):
