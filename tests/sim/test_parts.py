@@ -33,7 +33,7 @@ APART = Scenario(
     placement=PLACEMENTS["hash"],
     fleet=Fleet(churn=Churn(0.1, 1.0, 0.3), loss=0.02),
     workload=Workload(Lengths(40.0, 0.5), Lengths(40.0, 0.5), (SLOW,), think_time=1.0),
-    limits=SchedulerLimits(max_sessions=9),
+    limits=SchedulerLimits(max_sessions=7),
     warmup=5.0,
     duration=10.0,
 )
