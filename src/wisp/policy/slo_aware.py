@@ -186,7 +186,7 @@ class SLOAwareScheduler:
     def _drafted(self, drafting: ServerDrafting, request: VerificationRequest, now: float) -> VerificationRequest:
         """The request with what the server is going to draft for it; if it does not, a cache in shared memory is given up."""
         drafted = drafting.drafted(request, now)
-        if not self._residency.holds_drafts(drafted):
+        if drafted.drafted_here and not self._residency.holds_drafts(drafted):
             drafted = request
         if request.max_own_draft and self._limits.drafter_kv_share:
             self._residency.keep_drafts(request.session_id, kept=drafted.drafted_here)

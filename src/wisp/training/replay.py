@@ -1,8 +1,8 @@
 """Replays stop rules on traces: the device's own session, verdicts from the trace, modelled times.
 
 A drafted token takes `draft_s`, a round `rtt_s + server_s`, plain decoding `server_s` a token and one round trip per
-request: as many as the session makes. Nobody else uses the server. Under rejection sampling the replay goes on along the target's own output where
-another text would have come about: an approximation.
+request: as many as the session makes. Nobody else uses the server. Under rejection sampling the replay goes on along
+the target's own output where another text would have come about: an approximation.
 """
 
 from __future__ import annotations
