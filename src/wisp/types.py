@@ -148,7 +148,13 @@ class Prices:
     """What the server charges, in tokens of fleet goodput forgone: zero on an idle server."""
 
     per_position: float = 0.0
+    """One more verified position."""
     per_round: float = 0.0
+    """One more round, beside its positions."""
+    per_plain_token: float = 0.0
+    """A token of plain decoding: a position and a round, or less where the server drafts for it."""
+    plain_tokens: float = 1.0
+    """Of a round of plain decoding: more than one where the server drafts for it."""
 
 
 @value(frozen=True, slots=True)

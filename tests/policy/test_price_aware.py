@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.test_controller import ByConfidence, draft_of, stats
-from wisp.policy.controller import RoundContext
+from wisp.policy.controller import DraftedRounds, RoundContext
 from wisp.policy.price_aware import PriceAware
 from wisp.types import Prices
 
@@ -49,9 +49,9 @@ def test_the_next_token_pays_for_its_time(confidences: tuple[float, ...], expect
 
 def test_the_next_token_pays_its_price() -> None:
     """Where time costs nothing (plain decoding and drafts are worth nothing), the price alone counts."""
-    crowded = replace(CONTEXT, prices=Prices(0.28, 10.0))
+    crowded = replace(CONTEXT, prices=Prices(0.28, 10.0, 10.28))
     assert drafted(crowded, 0.45)  # 0.45 * 0.625 = 0.281
-    assert not drafted(replace(crowded, prices=Prices(0.29, 10.0)), 0.45)
+    assert not drafted(replace(crowded, prices=Prices(0.29, 10.0, 10.29)), 0.45)
 
 
 def test_plain_decoding_where_it_is_faster() -> None:
@@ -65,10 +65,10 @@ def test_plain_decoding_where_it_is_faster() -> None:
 
 def test_dear_rounds_are_shared_by_drafted_tokens() -> None:
     """Where nothing is worth its price, the cheapest token wins: a round's price is paid per token in plain decoding."""
-    dear = replace(CONTEXT, prices=Prices(per_round=6.0))
+    dear = replace(CONTEXT, prices=Prices(per_round=6.0, per_plain_token=6.0))
     assert drafted(dear)
     assert drafted(dear, *(0.9,) * 7)
-    assert not drafted(replace(CONTEXT, prices=Prices(per_position=2.0)))
+    assert not drafted(replace(CONTEXT, prices=Prices(per_position=2.0, per_plain_token=2.0)))
 
 
 def test_while_times_are_unknown_one_token_finds_them_out() -> None:
@@ -91,6 +91,29 @@ def test_a_session_is_given_credit_at_the_start() -> None:
     doubtful = replace(CONTEXT, acceptance=0.45)
     assert drafted(replace(doubtful, num_judged=3.0))
     assert not drafted(replace(doubtful, num_judged=60.0))
+
+
+def test_what_drafts_came_to_counts_more_than_what_they_should() -> None:
+    """Tokens that are accepted in streaks, say: three tokens in 0.12 s by the estimates, 1.3 by what was seen."""
+    assert drafted(replace(CONTEXT, drafted=DraftedRounds(20.0, 60.0, 80.0, 2.4)))
+    disappointing = replace(CONTEXT, drafted=DraftedRounds(20.0, 26.0, 80.0, 2.4))
+    assert not drafted(disappointing)
+    assert drafted(replace(disappointing, plain_token_time=0.1))
+
+
+def test_plain_decoding_that_the_server_drafts_for_costs_less() -> None:
+    """At these prices a draft is better than a token by itself, and worse than one of several of a round."""
+    dear = replace(CONTEXT, prices=Prices(0.3, 0.4, 0.7))
+    assert drafted(dear)
+    assert not drafted(replace(dear, prices=Prices(0.3, 0.4, 0.1), plain_token_time=0.03))
+
+
+def test_who_would_fall_behind_by_drafts_decodes_plainly_where_that_is_faster() -> None:
+    """However little others are bothered by drafts, here of 22 tokens per second."""
+    busy = replace(CONTEXT, prices=Prices(per_plain_token=0.9), drafted=DraftedRounds(40.0, 88.0, 120.0, 4.0))
+    assert drafted(replace(busy, slo_speed=20.0, batch_time=0.04))
+    assert not drafted(replace(busy, slo_speed=24.0, batch_time=0.04))
+    assert drafted(replace(busy, slo_speed=24.0, batch_time=0.05))
 
 
 def test_drafting_against_the_estimates_costs_a_share_of_the_tokens() -> None:
@@ -134,7 +157,7 @@ def test_estimates_are_corrected_by_their_bias() -> None:
 
 times = st.floats(0.001, 1.0)
 shares = st.floats(0.0, 1.0)
-prices = st.builds(Prices, st.floats(0.0, 1.0), st.floats(0.0, 2.0))
+prices = st.builds(Prices, st.floats(0.0, 1.0), st.floats(0.0, 2.0), st.floats(0.0, 3.0))
 contexts = st.builds(
     RoundContext,
     token_time=times,
@@ -168,7 +191,7 @@ def test_dearer_positions_never_mean_that_more_is_sent(
     context: RoundContext, confidences: list[float], dearer: float
 ) -> None:
     """In price per position."""
-    raised = Prices(context.prices.per_position + dearer, context.prices.per_round)
+    raised = replace(context.prices, per_position=context.prices.per_position + dearer)
     draft = draft_of(RULE, [stats(value) for value in confidences], context)
     sent = RULE.num_sent(draft, context)
     assert RULE.num_sent(draft, replace(context, prices=raised)) <= sent <= len(confidences)
@@ -195,6 +218,6 @@ def test_dearer_positions_never_mean_longer_drafts(
     """
     steady = replace(context, first_token_time=context.token_time, plain_token_time=1000.0)
     steady = replace(steady, round_time=context.token_time + context.round_time)
-    dear = replace(steady, prices=Prices(context.prices.per_position + dearer, context.prices.per_round))
+    dear = replace(steady, prices=replace(context.prices, per_position=context.prices.per_position + dearer))
     if dearer > 1e-6:  # sums of floats
         assert drafted(dear, *confidences) <= drafted(steady, *confidences)

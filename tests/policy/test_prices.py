@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
-from wisp.policy.prices import FleetMeter, MeterSettings, TypicalRound
+from wisp.policy.prices import FleetMeter, MeterSettings, PlainRound, TypicalRound
 from wisp.types import Prices
 
 MODEL = BatchTimeModel(0.05, 1e-3, 2e-3, 0.0, 1e-6, 5e-4, ridge_tokens=15.0)
@@ -140,3 +140,17 @@ def test_where_the_ridge_is_all_that_is_to_be_filled() -> None:
     """Beyond it a batch takes what its rounds take: nothing is gained by larger ones."""
     model = BatchTimeModel(0.03, 0.0, 2e-3, ridge_tokens=15.0)
     assert TypicalRound(3.0, 100.0, 2.0).filled(model, 0.99) == pytest.approx(5.0, rel=0.02)
+
+
+def test_a_plain_token_costs_a_position_and_a_round_unless_the_server_drafts_for_it() -> None:
+    """Then the round is shared by the tokens that it gives, and so are its positions and the drafter's time."""
+    alone = prices(busy(1.0), 200.0)
+    assert (alone.per_plain_token, alone.plain_tokens) == (pytest.approx(alone.per_position + alone.per_round), 1.0)
+    assisted = busy(1.0).prices(MODEL, 200.0, MANY, MANY, PlainRound(3.0, 2.0, drafter_s=POSITION))
+    assert assisted.per_plain_token == pytest.approx((4.0 * alone.per_position + alone.per_round) / 2.0, rel=0.06)
+    assert assisted.plain_tokens == 2.0
+
+
+def test_an_idle_server_that_drafts_says_so() -> None:
+    """What its rounds give does not depend on the load."""
+    assert FleetMeter().prices(MODEL, 5.0, MANY, MANY, PlainRound(3.0, 2.0)) == Prices(plain_tokens=2.0)

@@ -9,6 +9,7 @@ import pytest
 from tests.policy.test_scheduler import request
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.policy.estimator import VerificationTimeEstimator
+from wisp.policy.prices import UNASSISTED
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.server_drafting import ServerDrafting, ServerDraftingSettings, acceptance_of
 from wisp.policy.slo_aware import SLOAwareScheduler, SLOAwareSettings
@@ -17,6 +18,7 @@ from wisp.types import Batch, BatchMember, OwnDrafts, SessionDemand, Verificatio
 TARGET = BatchTimeModel(fixed_s=0.03, per_token_s=1e-4, per_token_above_ridge_s=1e-3, ridge_tokens=32.0)
 DRAFTER = BatchTimeModel(fixed_s=0.002, per_token_s=1e-5)
 FLAT = BatchTimeModel(fixed_s=0.03, per_token_s=1e-4)
+PROMPTS = BatchTimeModel(fixed_s=0.05, per_token_s=5e-4)
 PERIOD = 0.05
 LIMITS = SchedulerLimits(max_sessions=512, max_batch_requests=256, max_prefill_tokens=512)
 
@@ -120,12 +122,33 @@ def test_plain_rounds_keep_up_with_the_fastest_session() -> None:
     assert (slow.length, fast.length > 0) == (0, True)
 
 
-def test_another_length_has_to_be_better_by_a_margin() -> None:
-    """Or the drafter reads histories again and again."""
+def test_longer_drafts_have_to_be_better_by_a_margin() -> None:
+    """Or the drafter reads histories again and again; shorter ones have not."""
     eager, settled = drafting(), drafting(margin=10.0)
-    run(eager, 120)
-    run(settled, 120)
-    assert (eager.length, settled.length) == (0, 5)
+    for what in (eager, settled):
+        run(what, 120)
+        assert what.length == 0
+        run(what, 4, acceptance=0.9, num_batches=5000, start=100 * PERIOD)
+    assert (eager.length > 0, settled.length) == (True, 0)
+
+
+def test_of_lengths_that_give_about_the_same_the_shortest_is_drafted() -> None:
+    """Where prompts bound what is served, say: long drafts make long batches, and more sessions wait for their prompts."""
+    what = drafting()
+    run(what, 40, acceptance=0.95, target=PROMPTS, prefill_per_token=4.0)
+    assert 0 < what.length < 3
+
+
+def test_what_a_plain_round_takes_and_gives() -> None:
+    """A position and a token; with drafts as many more positions, what is accepted of them, and a share of the drafter."""
+    what = drafting(max_tokens=2)
+    assert what.plain_round() == UNASSISTED
+    run(what, 4, acceptance=0.7)
+    assert what.length == 2
+    found = what.plain_round()
+    step = DRAFTER.predict(BatchShape().plus(1, 256))
+    assert (found.num_positions, found.num_committed) == (3.0, pytest.approx(1.0 + 0.7 + 0.49, rel=0.05))
+    assert found.drafter_s == pytest.approx(2 * step / 4, rel=0.1)
 
 
 def test_the_luck_of_devices_says_nothing_of_the_servers_drafter() -> None:

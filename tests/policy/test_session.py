@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wisp.metrics import summarise_drafting
-from wisp.policy.controller import DraftSoFar, FixedLength, PredictedRejection, RoundContext
+from wisp.policy.controller import DraftedRounds, DraftSoFar, FixedLength, PredictedRejection, RoundContext
 from wisp.policy.measurements import Measurements
 from wisp.policy.session import Session, SessionSettings
 from wisp.types import (
@@ -32,6 +32,7 @@ from wisp.types import (
 
 EOS = 99
 PROMPT = (1, 2, 3)
+WAITED = Hints(queue_time=0.1, verification_time=0.1)
 
 
 def session(num_draft: int = 3, max_tokens: int = 20, slo: SLO | None = None, **settings: float) -> Session:
@@ -123,14 +124,14 @@ def test_without_a_drafter_the_rest_of_the_answer_is_asked_for() -> None:
 
 def test_plain_rounds_get_longer_the_longer_nothing_is_drafted() -> None:
     """Each costs a round trip, and what is decided after it has been decided as often before."""
-    given, lengths = session(num_draft=0, max_tokens=100, decode_tokens=7), list[int]()
+    given, lengths = session(num_draft=0, max_tokens=200, decode_tokens=7), list[int]()
     plain_round(given, 4)
     for _ in range(3):
         given.begin_round(0.0)
         lengths.append(decoded(given.request(0.0, may_draft=True)))
         for index in range(lengths[-1]):
             given.on_verdict(Verdict(given.round, 0, 0, 5, final=index == lengths[-1] - 1), 1.0)
-    assert lengths == [7, 8, 16]
+    assert lengths == [7, 24, 96]
 
 
 def test_plain_rounds_are_short_while_a_draft_may_soon_be_possible() -> None:
@@ -381,15 +382,62 @@ def test_what_stop_rules_are_told() -> None:
     assert now.token_time == pytest.approx(0.4 + 0.2 * (0.1 - 0.4))
     assert now.round_time == pytest.approx(0.5)
     assert now.acceptance == pytest.approx((0.95 * 1.0 + 1.0) / (0.95 * 2.0 + 2.0))
-    assert now.plain_token_time == pytest.approx(0.2 + now.rtt / 16)
-    given.begin_round(2.0)
-    given.request(2.0)
-    for index in range(4):
-        given.on_verdict(Verdict(given.round, 0, 0, 9, final=index == 3), 2.1 + 0.1 * index)
+    assert now.plain_token_time == pytest.approx(0.15 + (now.rtt + 0.05) / 16)
+    assert now.drafted == DraftedRounds(1.0, 2.0, 3.0, 1.0)
+    decode(given, 2.0, [2.5, 2.6, 2.7, 2.8])
     given.begin_round(3.0)
     assert given.wants_draft_token
-    assert seen[-1].plain_token_time == pytest.approx(0.1)
     assert seen[-1].tokens_since_draft == 4
+
+
+def decode(given: Session, now: float, verdicts: list[float], hints: Hints = WAITED) -> None:
+    """A plain round whose tokens come at these times."""
+    given.begin_round(now)
+    given.request(now)
+    for at in verdicts:
+        given.on_verdict(Verdict(given.round, 0, 0, 9, final=at == verdicts[-1], hints=hints), at)
+
+
+def test_plain_decoding_is_as_fast_as_many_tokens_in_a_row() -> None:
+    """A token that is asked for by itself waits for the batch that runs; those that follow it do not."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    waited = 0.4  # of the first, 0.3 on its way and 0.1 for a batch of 0.1
+    decode(given, 2.0, [2.5, 2.6, 2.7, 2.8])
+    context = given.measured.context
+    assert context.plain_token_time == pytest.approx(0.1 + waited / 16)
+    decode(given, 3.0, [3.5])
+    assert context.plain_token_time == pytest.approx(0.1 + waited / 16)
+
+
+def test_until_it_was_measured_plain_decoding_takes_a_batch_for_what_a_round_of_it_gives() -> None:
+    """Several tokens, where the server drafts for it."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    decode(given, 2.0, [2.5], replace(WAITED, prices=Prices(plain_tokens=2.0)))
+    assert given.measured.context.plain_token_time == pytest.approx(0.05 + 0.4 / 16)
+
+
+def test_a_draft_that_is_given_up_is_remembered_as_one() -> None:
+    """Its time is spent, and a token comes of it all the same."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    given.begin_round(1.0)
+    given.on_draft_token(DraftedToken(5), 1.1)
+    given.request(1.1, may_draft=True)
+    given.on_verdict(Verdict(given.round, 0, 0, 9), 1.2)
+    seen = given.measured.context.drafted
+    assert (seen.num_rounds, seen.num_committed, seen.num_positions) == (1.0, 1.0, 1.0)
+    assert seen.elapsed == pytest.approx(0.2)
+
+
+def test_earlier_sessions_of_a_device_say_what_drafts_come_to() -> None:
+    """Eight rounds at most: another text is another text."""
+    measured = Measurements(0.2, 0.95, 16)
+    for _ in range(100):
+        measured.context.drafted.add(2, 4, 0.5, 0.95)
+    following = measured.of_next_session().context.drafted
+    assert following == DraftedRounds(*map(pytest.approx, (8.0, 16.0, 32.0, 4.0)))
 
 
 def test_an_accepted_end_is_no_rejection() -> None:

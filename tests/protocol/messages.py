@@ -137,6 +137,9 @@ logprobs = st.builds(
 )
 
 
+prices = st.builds(Prices, durations, durations, durations, st.floats(1.0, 16.0))
+
+
 @st.composite
 def verdicts(draw: st.DrawFn) -> Verdict:
     """Any verdict."""
@@ -149,5 +152,5 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         logprobs=tuple(draw(st.lists(logprobs, max_size=3))),
         finish_reason=draw(st.none() | st.sampled_from(FinishReason)),
         final=draw(st.booleans()),
-        hints=Hints(draw(durations), draw(durations), Prices(draw(durations), draw(durations))),
+        hints=Hints(draw(durations), draw(durations), draw(prices)),
     )

@@ -26,6 +26,30 @@ ENTROPY_WEIGHT = 0.2
 
 
 @dataclass(slots=True)
+class DraftedRounds:
+    """What rounds in which something was drafted came to; sums in which the recent ones weigh more."""
+
+    num_rounds: float = 0.0
+    num_committed: float = 0.0
+    num_positions: float = 0.0
+    elapsed: float = 0.0
+    """Seconds from a round's start to its verdict."""
+
+    def add(self, num_committed: int, num_positions: int, elapsed: float, memory: float) -> None:
+        """Take one more; `memory`: weight of those before it."""
+        self.num_rounds = memory * self.num_rounds + 1.0
+        self.num_committed = memory * self.num_committed + num_committed
+        self.num_positions = memory * self.num_positions + num_positions
+        self.elapsed = memory * self.elapsed + elapsed
+
+    def scaled(self, share: float) -> DraftedRounds:
+        """The same, counting for less."""
+        return DraftedRounds(
+            share * self.num_rounds, share * self.num_committed, share * self.num_positions, share * self.elapsed
+        )
+
+
+@dataclass(slots=True)
 class RoundContext:
     """What a stop rule may know when it decides; times in seconds, 0: unknown. Its session keeps it up to date."""
 
@@ -54,6 +78,8 @@ class RoundContext:
     """Committed since something was last drafted."""
     slo_speed: float = 0.0
     """Tokens per second that the session's service level asks for; 0: nothing."""
+    drafted: DraftedRounds = field(default_factory=DraftedRounds)
+    """This session's, and some of the device's earlier sessions."""
     time_left: float = inf
     """From the round's start to the playback deadline of the next token."""
 

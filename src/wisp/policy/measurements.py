@@ -14,6 +14,8 @@ _PRIOR_TOKENS = 2.0
 """Weight of the uninformed guess in a session's share of accepted tokens."""
 _REMEMBERED_TOKENS = 8.0
 """Judged tokens that a device's earlier sessions count for at most."""
+_REMEMBERED_ROUNDS = 8.0
+"""The same of drafted rounds."""
 _LEAST_CURVATURE = 1.0
 """Of the log-likelihood that the bias of estimates is fitted to: that of four tokens at even odds."""
 _LARGEST_BIAS = 6.0
@@ -33,7 +35,10 @@ class Measurements:
         default_factory=lambda: RoundContext(0.0, 0.0, Prices(), num_judged=_PRIOR_TOKENS), init=False
     )
     """What stop rules see of it."""
-    _plain_token_time: float = field(default=0.0, init=False)
+    waited: float = field(default=0.0, init=False)
+    """By the last round, on its way and for its first batch."""
+    _plain_step: float = field(default=0.0, init=False)
+    """Per token of a round of plain decoding, the wait for its first batch apart."""
     _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
     """Of the drafted tokens, the recent ones weighing more."""
     _curvature: float = field(default=_LEAST_CURVATURE, init=False)
@@ -44,10 +49,12 @@ class Measurements:
         What is known of acceptance counts as much as a few tokens.
         """
         known = min(1.0, _REMEMBERED_TOKENS / self.context.num_judged)
-        context = replace(self.context, num_judged=known * self.context.num_judged)
+        drafted = self.context.drafted
+        few = min(1.0, _REMEMBERED_ROUNDS / drafted.num_rounds) if drafted.num_rounds else 1.0
+        context = replace(self.context, num_judged=known * self.context.num_judged, drafted=drafted.scaled(few))
         following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens)
         following.context = context
-        following._plain_token_time = self._plain_token_time
+        following._plain_step = self._plain_step
         following._num_accepted = known * self._num_accepted
         following._curvature = known * self._curvature
         return following
@@ -66,8 +73,9 @@ class Measurements:
         `cached`: the server had not to read the session's history first, which no later round pays for.
         """
         context, server_time = self.context, queue_time + batch_time
-        rtt = elapsed - server_time
-        context.rtt = self._smooth(context.rtt, rtt if rtt > 0.0 else 0.0)
+        rtt = max(0.0, elapsed - server_time)
+        self.waited = rtt + queue_time
+        context.rtt = self._smooth(context.rtt, rtt)
         context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
             context.server_time = self._smooth(context.server_time, server_time)
@@ -94,16 +102,21 @@ class Measurements:
         )
         context.bias = bias if -_LARGEST_BIAS < bias < _LARGEST_BIAS else copysign(_LARGEST_BIAS, bias)
 
-    def plain_round(self, token_time: float) -> None:
-        """Take the time per token of a round of plain decoding."""
-        self._plain_token_time = self._smooth(self._plain_token_time, token_time)
-        self._expect_plain_token()
+    def plain_round(self, elapsed: float, num_tokens: int) -> None:
+        """Take the time in batches of a round of plain decoding: from its question to its last token, less `waited`."""
+        if num_tokens > 1:
+            self._plain_step = self._smooth(self._plain_step, elapsed / num_tokens)
+            self._expect_plain_token()
 
     def _expect_plain_token(self) -> None:
-        """Until plain decoding was measured: a round in the server, and a token's share of the round trip."""
+        """A token's step, and its share of the way to the server and into a batch.
+
+        The step of many tokens in a row: one that was asked for by itself waits for the batch that runs.
+        """
         context = self.context
-        expected = context.server_time + context.rtt / self.decode_tokens if context.server_time else 0.0
-        context.plain_token_time = self._plain_token_time or expected
+        step = self._plain_step or context.batch_time / context.prices.plain_tokens
+        waited = context.rtt + max(0.0, context.server_time - context.batch_time)
+        context.plain_token_time = step + waited / self.decode_tokens if context.server_time else 0.0
 
     def _smooth(self, mean: float, value: float) -> float:
         return mean + self.smoothing * (value - mean) if mean else value

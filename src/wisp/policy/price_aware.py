@@ -6,19 +6,23 @@ f       persistence: how much of a_i - A the next token inherits
 t_d     seconds per drafted token, t_1: of a round's first one, with what the drafter has to catch up with
 R       seconds from a draft's departure to its verdict; until one was measured: round trip and server
 t_0     seconds per token of plain decoding
-p, P    the server's prices of a verified position and of a round, in tokens of the fleet forgone
+p, P    the server's prices of a verified position and of a round, P_0: of a token of plain decoding; tokens forgone
 
-What k drafted tokens are worth in a session that accepts the share A of them, and what a token of plain decoding is:
+What rounds with k drafted tokens are worth in a session that accepts the share A, and what plain decoding is:
 
-    w_k(A) = (1 + A + ... + A^k - P - (k + 1) p) / (t_1 + (k - 1) t_d + R)        w_0 = (1 - P - p) / t_0
+    w_k(A) = (C + h c_k - P (N + h) - p (M + h (k + 1))) / (E + h e_k)        w_0 = (1 - P_0) / t_0
+    c_k = 1 + A + ... + A^k    e_k = t_1 + (k - 1) t_d + R
 
-in tokens per second. Where the prices exceed the tokens, seconds are worth nothing and w is tokens less prices per token.
+in tokens per second: of the N recent rounds in which something was drafted, with their C committed tokens, M positions and
+E seconds, and of h rounds as they would be if every token were accepted alike. What was seen knows what these do not:
+tokens that are accepted in streaks, drafts that were given up, stop rules that know better. Where the prices exceed the
+tokens, seconds are worth nothing and w is tokens less prices per token.
 
 Before the first token, once per round: a draft is begun iff max_k w_k(A') > w_0. A' = (A n + o) / (n + o) takes o tokens
 for accepted that never were, so that a few rejections at the start do not decide a session; or to find out whether things
 have changed, iff probing takes at most the share s of the tokens that came since anything was drafted:
 
-    s * tokens  >=  max(w_0, 0) (t_1 + R) - (1 + A - P - 2 p)
+    s * tokens  >=  (max(w_0, 0) (E + h e_1) - (C + h c_1 - P (N + h) - p (M + 2 h))) / (N + h)
 
 After i >= 1 tokens, one more is drafted iff its forecast survival exceeds its costs, rho = max(0, w_0, max_k w_k(A)):
 
@@ -38,8 +42,6 @@ from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
 _PERSISTENCE = 0.5
-_ROUND_BATCHES = 1.5
-"""Batches that a draft takes in a server where it need not wait: the rest of the one that runs, and its own."""
 _CERTAIN = 1e-6
 """Estimates stay this far from 0 and 1."""
 
@@ -53,6 +55,8 @@ class PriceAware(StopRule):
     """None: the drafter's own top probability stands in."""
     optimism: float = 4.0
     """Accepted tokens that a session is credited with when it decides whether to draft at all (o)."""
+    hypothetical_rounds: float = 4.0
+    """That count beside those that were seen (h)."""
     probe_share: float = 0.01
     """Of its tokens that a session may lose by drafting against its estimates (s)."""
 
@@ -73,7 +77,7 @@ class PriceAware(StopRule):
         if self._late(num_drafted, context) and not self._affordable(num_drafted, context):
             return False
         survival = draft.survival[-1] * self._next(draft.chances[-1], context)
-        plain, drafted = _plain(context), self._drafted(context.acceptance, context)
+        plain, drafted = _plain(context), self._worth(context.acceptance, context)
         rate = plain if plain > drafted else drafted
         return survival > (rate if rate > 0.0 else 0.0) * context.token_time + context.prices.per_position
 
@@ -88,13 +92,13 @@ class PriceAware(StopRule):
         if not self._affordable(0, context):
             return False
         plain = _plain(context)
-        if self._drafted(context.acceptance, context) > plain:
+        if self._worth(context.acceptance, context) > plain:
             return True
         if self._late(0, context, spare=2.0):
             return False
         judged = context.num_judged + self.optimism
         hoped = (context.acceptance * context.num_judged + self.optimism) / judged if judged else context.acceptance
-        return self._drafted(hoped, context) > plain or self._probes(context)
+        return self._worth(hoped, context) > plain or self._probes(context)
 
     def _late(self, num_drafted: int, context: RoundContext, spare: float = 1.0) -> bool:
         """Whether the verdict on a draft of one more token is likely to miss its deadline, at `spare` times its time."""
@@ -102,55 +106,53 @@ class PriceAware(StopRule):
         return context.time_left < spare * elapsed
 
     def _affordable(self, num_drafted: int, context: RoundContext) -> bool:
-        """Whether the session may draft one more token.
+        """Whether the session may draft one more token: by that, it must not fall behind what it was promised.
 
-        It must not fall behind its service level by it, if neither drafts nor plain decoding wait in the server; who is
-        late by it must catch up.
+        Unless plain decoding would be slower, which goes as fast as batches do if a session is in a hurry. Who is late must
+        catch up.
         """
         late = self._late(num_drafted, context)
         if not late and not context.slo_speed:
             return True
-        acceptance, token_time, price = context.acceptance, context.token_time, context.prices.per_position
-        power, committed, fastest = 1.0, 1.0, 0.0
-        elapsed = _first_token_time(context) + context.rtt + _ROUND_BATCHES * context.batch_time
-        for _ in range(self.max_tokens):
-            power *= acceptance
-            if power <= price:
-                break
-            committed += power
-            speed = committed / elapsed
-            if speed <= fastest:
-                break  # it rises with the length up to there, and falls from there on
-            fastest = speed
-            elapsed += token_time
-        return fastest > context.slo_speed and not (late and fastest * context.batch_time < 1.0)
+        speed, plain = self._best(context.acceptance, context)[1], context.prices.plain_tokens
+        return speed * context.batch_time > plain or (not late and speed > context.slo_speed)
 
     def _probes(self, context: RoundContext) -> bool:
-        prices, elapsed = context.prices, _first_token_time(context) + _round_time(context)
+        """Whether a round with one drafted token may be tried, whatever is known of such rounds."""
+        seen, prices, hypothetical = context.drafted, context.prices, self.hypothetical_rounds
+        num_rounds = seen.num_rounds + hypothetical
+        elapsed = seen.elapsed + hypothetical * (_first_token_time(context) + _round_time(context))
+        gained = seen.num_committed + hypothetical * (1.0 + context.acceptance)
+        gained -= prices.per_position * (seen.num_positions + 2.0 * hypothetical) + prices.per_round * num_rounds
         forgone = max(_plain(context), 0.0) * elapsed
-        gained = 1.0 + context.acceptance - prices.per_round - 2.0 * prices.per_position
-        return self.probe_share * context.tokens_since_draft >= forgone - gained
+        return self.probe_share * context.tokens_since_draft >= (forgone - gained) / num_rounds
 
-    def _drafted(self, acceptance: float, context: RoundContext) -> float:
-        """The worth of the best draft; it rises with the length up to there, and falls from there on."""
-        round_time = _round_time(context)
-        if not round_time:
-            return inf
-        per_position, token_time = context.prices.per_position, context.token_time
-        power, committed, best = 1.0, 1.0, -inf
-        price = context.prices.per_round + per_position
-        elapsed = _first_token_time(context) + round_time
+    def _worth(self, acceptance: float, context: RoundContext) -> float:
+        """Of rounds with the best draft; unknown times are worth finding out."""
+        return self._best(acceptance, context)[0] if _round_time(context) else inf
+
+    def _best(self, acceptance: float, context: RoundContext) -> tuple[float, float]:
+        """What rounds with the best draft are worth, and their tokens per second.
+
+        The worth rises with the length up to there, and falls from there on.
+        """
+        seen, prices, hypothetical = context.drafted, context.prices, self.hypothetical_rounds
+        added = hypothetical * prices.per_position
+        price = prices.per_round * (seen.num_rounds + hypothetical) + prices.per_position * seen.num_positions + added
+        committed, elapsed = seen.num_committed + hypothetical, seen.elapsed
+        elapsed += hypothetical * (_first_token_time(context) + _round_time(context))
+        power, best, speed = hypothetical, -inf, 0.0
         for _ in range(self.max_tokens):
             power *= acceptance
             committed += power
-            price += per_position
+            price += added
             net = committed - price
             worth = net / elapsed if net > 0.0 else net / committed
             if worth <= best:
                 break
-            best = worth
-            elapsed += token_time
-        return best
+            best, speed = worth, committed / elapsed
+            elapsed += hypothetical * context.token_time
+        return best, speed
 
     def _next(self, last: float, context: RoundContext) -> float:
         """Forecast acceptance of the token after one with acceptance `last`."""
@@ -163,7 +165,7 @@ def _plain(context: RoundContext) -> float:
     """The worth of plain decoding; nothing while its time is unknown."""
     if not context.plain_token_time:
         return 0.0
-    net = 1.0 - (context.prices.per_round + context.prices.per_position)
+    net = 1.0 - context.prices.per_plain_token
     return net / context.plain_token_time if net > 0.0 else net
 
 

@@ -38,6 +38,20 @@ class MeterSettings:
     """Below this engine time costs nobody anything."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRound:
+    """What a round of plain decoding takes and gives, what the server drafts for it included."""
+
+    num_positions: float = 1.0
+    num_committed: float = 1.0
+    drafter_s: float = 0.0
+    """Seconds of the drafter beside the target, its share of those for all."""
+
+
+UNASSISTED = PlainRound()
+"""Where the server drafts nothing."""
+
+
 class FleetMeter:
     """Counts what the engine did lately; `now` is the clock of the batches."""
 
@@ -111,12 +125,22 @@ class FleetMeter:
         own, prefill = typical.num_new - typical.num_prefill, prefill_per_token * typical.num_committed
         return replace(typical, num_new=max(1.0, own) + prefill, num_prefill=prefill)
 
-    def prices(self, model: BatchTimeModel, now: float, num_filled: float, max_requests: int) -> Prices:
-        """Of a position and of a round, where at most `max_requests` of `num_filled` rounds find room in a batch."""
+    def prices(
+        self,
+        model: BatchTimeModel,
+        now: float,
+        num_filled: float,
+        max_requests: int,
+        plain: PlainRound = UNASSISTED,
+    ) -> Prices:
+        """Of a position, a round, and a token of plain decoding.
+
+        At most `max_requests` of `num_filled` rounds find room in a batch.
+        """
         free = self._settings.free_utilisation
         pressure = max(0.0, (self.utilisation(now) - free) / (1.0 - free))
         if pressure == 0.0 or self._rounds < 1.0:
-            return Prices()
+            return Prices(plain_tokens=plain.num_committed)
         batches, new, attended, cached, requests = self._work.tolist()
         mean = BatchShape(round(new / batches), attended / batches, round(cached / batches), round(requests / batches))
         position, extra = model.marginal_position_time(mean), model.round_time(cached / requests)
@@ -125,7 +149,8 @@ class FleetMeter:
         extra += max(0.0, own) * max(0.0, 1.0 / max_requests - 1.0 / max(num_filled, 1.0))
         level = min(1.0, (position * mean.num_new + extra * mean.num_requests) / max(elapsed, 1e-12))
         unit = pressure * level / max(position + extra, 1e-12)
-        return Prices(unit * position, unit * extra)
+        decoded = (extra + plain.num_positions * position + plain.drafter_s) / plain.num_committed
+        return Prices(unit * position, unit * extra, unit * decoded, plain.num_committed)
 
     def _fading(self, now: float) -> float:
         return math.exp(min(0.0, self._now - now) / self._settings.memory)

@@ -22,6 +22,7 @@ from math import inf
 
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
 from wisp.policy.estimator import BatchTimeEstimator
+from wisp.policy.prices import UNASSISTED, PlainRound
 from wisp.policy.scheduler import SchedulerLimits
 from wisp.policy.typical_round import TypicalRound, largest_batch
 from wisp.types import Batch, BatchMember, OwnDrafts, SessionId, VerificationRequest
@@ -83,6 +84,8 @@ class ServerDrafting:
         self._share, self._cached = 1.0, 256.0
         self._drafted_share = 0.0
         """Of a batch's requests, those that are drafted for."""
+        self._num_drafted = 0.0
+        """Requests of a batch that are drafted for, where any are."""
         self._new, self._committed = 1.0, 1.0
         """Positions and committed tokens of the other rounds."""
         self.length = self._settings.max_tokens
@@ -145,6 +148,17 @@ class ServerDrafting:
         num_new = max(1, request.num_history_tokens - self._known.get(request.session_id, 0))
         return num_new, request.num_history_tokens - num_new
 
+    def plain_round(self) -> PlainRound:
+        """What a round of plain decoding takes and gives at present."""
+        if not self.length or not self._num_drafted:
+            return UNASSISTED
+        step = self._drafter.predict(TypicalRound(1.0, self._cached).batch(max(1, round(self._num_drafted))))
+        return PlainRound(
+            num_positions=1.0 + self.length,
+            num_committed=self._of_plain(self.length),
+            drafter_s=self.length * step / max(1.0, self._num_drafted),
+        )
+
     # What it learns
 
     def see(self, num_waiting: int, num_outside: int, num_inside: int) -> None:
@@ -172,6 +186,7 @@ class ServerDrafting:
             self._new = self._smooth(self._new, 1.0 + positions / num_others)
             self._committed = self._smooth(self._committed, committed / num_others)
         if drafting:
+            self._num_drafted = self._smooth(self._num_drafted, len(drafting)) if self._num_drafted else len(drafting)
             self._steps = self._smooth(self._steps, max(one.num_verified or 0 for one in drafting))
             for one in drafting:
                 if one.request.session_id in present:
@@ -189,9 +204,10 @@ class ServerDrafting:
         self._since_choice = 0
         load = _Load(target, limits, prefill_per_token or 0.0, fastest)
         rates = [self._rate(length, load) for length in range(self._settings.max_tokens + 1)]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        if rates[best] > (1.0 + self._settings.margin) * rates[self.length]:
-            self.length = best
+        best, margin = max(rates), self._settings.margin
+        shortest = next(length for length, rate in enumerate(rates) if (1.0 + margin / 2.0) * rate >= best)
+        if shortest < self.length or (1.0 + margin) * rates[self.length] < best:
+            self.length = shortest
 
     def _rate(self, length: int, load: _Load) -> float:
         """Committed tokens per second with drafts of this length, less the margin where they take the room of others."""

@@ -43,7 +43,9 @@ class SessionSettings:
     context_length: int = 1 << 31
     """Longest history that may come about: nothing is drafted past it."""
     decode_tokens: int = 16
-    """Asked for at least when nothing is drafted; as many as came since the last draft, if those are more."""
+    """Asked for at least when nothing is drafted."""
+    decode_growth: int = 3
+    """Or this many times the tokens that came since the last draft, if those are more."""
     short_decode_tokens: int = 4
     """The same while a draft may soon be possible: it can only follow the answer."""
     startup_time: float = STARTUP_TIME
@@ -271,7 +273,8 @@ class Session:
             return 1
         if soon:
             return self.settings.short_decode_tokens
-        return max(self.settings.decode_tokens, self.measured.context.tokens_since_draft)
+        settings = self.settings
+        return max(settings.decode_tokens, settings.decode_growth * self.measured.context.tokens_since_draft)
 
     def _learn(self, verdict: Verdict, num_committed: int, now: float) -> None:
         """Keep what stop rules decide by; a null verdict comes without hints."""
@@ -282,6 +285,9 @@ class Session:
             if not self._answered:
                 measured.answered(elapsed, hints.queue_time, hints.verification_time, cached=self._cached)
         self._round_tokens += num_committed
+        if self._num_drafted and num_committed and self._cached:
+            num_positions = 1 + len(self.draft)
+            context.drafted.add(num_committed, num_positions, now - self._round_started, measured.acceptance_memory)
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:
             rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None
@@ -289,4 +295,4 @@ class Session:
             if self._cached:
                 measured.round_ended(elapsed)
         elif verdict.final and self._round_tokens and self._cached:
-            measured.plain_round(elapsed / self._round_tokens)
+            measured.plain_round(elapsed - measured.waited, self._round_tokens)

@@ -33,7 +33,7 @@ from wisp.policy.assembly import Assembly
 from wisp.policy.batch_time import BatchShape
 from wisp.policy.demand import SessionDemands
 from wisp.policy.estimator import BatchTimeEstimator
-from wisp.policy.prices import FleetMeter
+from wisp.policy.prices import UNASSISTED, FleetMeter
 from wisp.policy.residency import RESERVE, KVResidency
 from wisp.policy.scheduler import NONE_DRAFTED, SchedulerLimits
 from wisp.policy.server_drafting import DraftingEstimator, ServerDrafting
@@ -250,7 +250,8 @@ class SLOAwareScheduler:
     def prices(self) -> Prices:
         model = self.estimator.model
         num_filled = self._meter.typical.filled(model, self._settings.fill)
-        return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests)
+        plain = UNASSISTED if self.drafting is None else self.drafting.plain_round()
+        return self._meter.prices(model, self._now, num_filled, self._limits.max_batch_requests, plain)
 
     def observe(
         self, batch: Batch, now: float, elapsed: float, num_committed: int, own: OwnDrafts = NONE_DRAFTED

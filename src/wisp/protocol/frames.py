@@ -175,6 +175,8 @@ def verdict_to_wire(session: int, epoch: int, num_committed: int, verdict: Verdi
         verification_time=verdict.hints.verification_time,
         price_per_position=verdict.hints.prices.per_position,
         price_per_round=verdict.hints.prices.per_round,
+        price_per_plain_token=verdict.hints.prices.per_plain_token,
+        plain_tokens=verdict.hints.prices.plain_tokens,
     )
 
 
@@ -193,9 +195,15 @@ def verdict_from_wire(message: pb.Verdict) -> Verdict:
         hints=Hints(
             queue_time=message.queue_time,
             verification_time=message.verification_time,
-            prices=Prices(message.price_per_position, message.price_per_round),
+            prices=_prices_from_wire(message),
         ),
     )
+
+
+def _prices_from_wire(message: pb.Verdict) -> Prices:
+    position, extra = message.price_per_position, message.price_per_round
+    decoded = message.price_per_plain_token if message.HasField("price_per_plain_token") else position + extra
+    return Prices(position, extra, decoded, max(1.0, message.plain_tokens))
 
 
 def error_to_wire(session: int, epoch: int, error: WispError) -> pb.Error:

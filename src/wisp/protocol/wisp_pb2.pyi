@@ -579,6 +579,8 @@ class Verdict(google.protobuf.message.Message):
     VERIFICATION_TIME_FIELD_NUMBER: builtins.int
     PRICE_PER_POSITION_FIELD_NUMBER: builtins.int
     PRICE_PER_ROUND_FIELD_NUMBER: builtins.int
+    PRICE_PER_PLAIN_TOKEN_FIELD_NUMBER: builtins.int
+    PLAIN_TOKENS_FIELD_NUMBER: builtins.int
     session: builtins.int
     epoch: builtins.int
     round: builtins.int
@@ -594,6 +596,10 @@ class Verdict(google.protobuf.message.Message):
     verification_time: builtins.float
     price_per_position: builtins.float
     price_per_round: builtins.float
+    price_per_plain_token: builtins.float
+    """Absent: a position and a round."""
+    plain_tokens: builtins.float
+    """Tokens of a round of plain decoding: more than one where the server drafts for it. Absent: one."""
     @property
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Logprobs]: ...
     def __init__(
@@ -613,10 +619,17 @@ class Verdict(google.protobuf.message.Message):
         verification_time: builtins.float = ...,
         price_per_position: builtins.float = ...,
         price_per_round: builtins.float = ...,
+        price_per_plain_token: builtins.float | None = ...,
+        plain_tokens: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_next_token", b"_next_token", "next_token", b"next_token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_next_token", b"_next_token", "epoch", b"epoch", "final", b"final", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "next_token", b"next_token", "num_accepted", b"num_accepted", "num_committed", b"num_committed", "num_verified", b"num_verified", "price_per_position", b"price_per_position", "price_per_round", b"price_per_round", "queue_time", b"queue_time", "round", b"round", "session", b"session", "verification_time", b"verification_time"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_next_token", b"_next_token", "_plain_tokens", b"_plain_tokens", "_price_per_plain_token", b"_price_per_plain_token", "next_token", b"next_token", "plain_tokens", b"plain_tokens", "price_per_plain_token", b"price_per_plain_token"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_next_token", b"_next_token", "_plain_tokens", b"_plain_tokens", "_price_per_plain_token", b"_price_per_plain_token", "epoch", b"epoch", "final", b"final", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "next_token", b"next_token", "num_accepted", b"num_accepted", "num_committed", b"num_committed", "num_verified", b"num_verified", "plain_tokens", b"plain_tokens", "price_per_plain_token", b"price_per_plain_token", "price_per_position", b"price_per_position", "price_per_round", b"price_per_round", "queue_time", b"queue_time", "round", b"round", "session", b"session", "verification_time", b"verification_time"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_next_token", b"_next_token"]) -> typing.Literal["next_token"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_plain_tokens", b"_plain_tokens"]) -> typing.Literal["plain_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_price_per_plain_token", b"_price_per_plain_token"]) -> typing.Literal["price_per_plain_token"] | None: ...
 
 global___Verdict = Verdict
 

@@ -102,6 +102,7 @@ class Telemetry:
             _gauge("wisp_sessions", "Sessions that are open.", len(sessions)),
             _gauge("wisp_price_per_position", "Tokens forgone for one more position.", prices.per_position),
             _gauge("wisp_price_per_round", "Tokens forgone for one more round.", prices.per_round),
+            _gauge("wisp_price_per_plain_token", "Tokens forgone for one of plain decoding.", prices.per_plain_token),
             CounterMetricFamily("wisp_sessions_refused", "Told to come back later.", sessions.num_refused),
             CounterMetricFamily("wisp_evictions", "Caches that made room for others.", loop.num_evicted),
         ]

@@ -65,7 +65,8 @@ class OracleDevice(Device):
             )
             session.stop_rule = told if pays_on_average or told.pays(context) else Foresight(0)
             if pays_on_average:
-                session.settings = replace(rules.settings, decode_tokens=self._num_wrong(session))
+                wrong = self._num_wrong(session)
+                session.settings = replace(rules.settings, decode_tokens=wrong, decode_growth=0)
         return super()._draft(session, now)
 
     def _num_right(self, session: Session, ahead: int, most: int) -> int:

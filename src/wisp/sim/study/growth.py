@@ -113,7 +113,7 @@ def sensitivity() -> Study:
         **{f"jitter {ms} ms": replace(base, fleet=replace(base.fleet, jitter=ms / 1e3)) for ms in (0, 20, 100)},
     }
     varied = (Cell(name, scenario, like="base") for name, scenario in scenarios.items())
-    systems = _systems("centralized-slo", "wisp", "wisp-plus")
+    systems = _systems("centralized-slo", "centralized-draft", "wisp", "wisp-plus-edge", "wisp-plus")
     return Study(
         "sensitivity",
         "One thing changed at a time",
