@@ -116,6 +116,20 @@ def test_who_would_fall_behind_by_drafts_decodes_plainly_where_that_is_faster() 
     assert drafted(replace(busy, slo_speed=24.0, batch_time=0.05))
 
 
+def test_no_credit_is_given_to_drafts_that_were_seen() -> None:
+    """However few of their tokens were judged: such as were given up, time and again."""
+    doubtful = replace(CONTEXT, acceptance=0.45, num_judged=3.0, plain_token_time=0.06)
+    assert drafted(doubtful)
+    assert not drafted(replace(doubtful, drafted=DraftedRounds(20.0, 20.0, 20.0, 1.6)))
+
+
+def test_estimates_are_trusted_once_enough_tokens_were_judged() -> None:
+    """Before, the session's share of accepted tokens counts as well: what is never sent would stay misjudged."""
+    unsure = replace(CONTEXT, num_judged=2.0)
+    assert RULE.acceptance(stats(0.1), 0, unsure) == pytest.approx(0.25 * 0.1 + 0.75 * 0.8)
+    assert RULE.acceptance(stats(0.1), 0, replace(unsure, num_judged=8.0)) == pytest.approx(0.1)
+
+
 def test_drafting_against_the_estimates_costs_a_share_of_the_tokens() -> None:
     """A hopeless round forgoes 0.08 / 0.05 tokens and gains 1: due after 60 tokens at 1 %."""
     hopeless = replace(CONTEXT, acceptance=0.0)
@@ -177,6 +191,7 @@ drafts = st.lists(shares, min_size=1, max_size=9)
 @given(contexts, drafts)
 def test_nothing_is_drafted_or_sent_below_its_price(context: RoundContext, confidences: list[float]) -> None:
     """The forecast survival of what is drafted, and the survival of what is sent, exceed the price of a position."""
+    context = replace(context, num_judged=8.0 + context.num_judged)
     survival = math.prod(confidences)
     forecast = survival * min(1.0, max(0.0, context.acceptance + 0.5 * (confidences[-1] - context.acceptance)))
     draft = draft_of(RULE, [stats(value) for value in confidences], context)

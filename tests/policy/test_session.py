@@ -429,6 +429,7 @@ def test_a_draft_that_is_given_up_is_remembered_as_one() -> None:
     seen = given.measured.context.drafted
     assert (seen.num_rounds, seen.num_committed, seen.num_positions) == (1.0, 1.0, 1.0)
     assert seen.elapsed == pytest.approx(0.2)
+    assert given.measured.context.num_judged == pytest.approx(0.95 * 2.0), "nothing was judged"
 
 
 def test_earlier_sessions_of_a_device_say_what_drafts_come_to() -> None:

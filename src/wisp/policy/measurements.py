@@ -102,6 +102,11 @@ class Measurements:
         )
         context.bias = bias if -_LARGEST_BIAS < bias < _LARGEST_BIAS else copysign(_LARGEST_BIAS, bias)
 
+    def draft_given_up(self) -> None:
+        """Nothing of a draft was worth sending: what is not judged is known ever less."""
+        self._num_accepted *= self.acceptance_memory
+        self.context.num_judged *= self.acceptance_memory
+
     def plain_round(self, elapsed: float, num_tokens: int) -> None:
         """Take the time in batches of a round of plain decoding: from its question to its last token, less `waited`."""
         if num_tokens > 1:

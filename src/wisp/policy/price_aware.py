@@ -19,8 +19,8 @@ tokens that are accepted in streaks, drafts that were given up, stop rules that 
 tokens, seconds are worth nothing and w is tokens less prices per token.
 
 Before the first token, once per round: a draft is begun iff max_k w_k(A') > w_0. A' = (A n + o) / (n + o) takes o tokens
-for accepted that never were, so that a few rejections at the start do not decide a session; or to find out whether things
-have changed, iff probing takes at most the share s of the tokens that came since anything was drafted:
+for accepted that never were, so that a few rejections at the start do not decide a session, and ever fewer of them the more
+such rounds were seen: o h / (h + N). Or, to find out whether things have changed, iff probing takes at most the share s of the tokens that came since anything was drafted:
 
     s * tokens  >=  (max(w_0, 0) (E + h e_1) - (C + h c_1 - P (N + h) - p (M + 2 h))) / (N + h)
 
@@ -29,7 +29,8 @@ After i >= 1 tokens, one more is drafted iff its forecast survival exceeds its c
     S_i (A + f (a_i - A))  >  rho t_d + p
 
 A token that was drafted is sent iff S_i > p: the time it took is spent either way. The estimates a_i are corrected by the
-log-odds by which they were too low lately (RoundContext.bias), so that uncalibrated ones will do.
+log-odds by which they were too low lately (RoundContext.bias), so that uncalibrated ones will do; until eight tokens were
+judged A counts as well, or estimates that are far too low would never be put to the test.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from wisp.policy.predictor import AcceptancePredictor
 from wisp.types import DraftStats
 
 _PERSISTENCE = 0.5
+_ENOUGH_JUDGED = 8.0
+"""Judged tokens from which estimates are trusted."""
 _CERTAIN = 1e-6
 """Estimates stay this far from 0 and 1."""
 
@@ -64,7 +67,8 @@ class PriceAware(StopRule):
         if stats is None:
             return context.acceptance
         predicted = stats.confidence if self.predictor is None else self.predictor(stats, position, context.acceptance)
-        return _shifted(predicted, context.bias)
+        estimate, known = _shifted(predicted, context.bias), context.num_judged / _ENOUGH_JUDGED
+        return estimate if known >= 1.0 else known * estimate + (1.0 - known) * context.acceptance
 
     def keep_drafting(self, draft: DraftSoFar, context: RoundContext) -> bool:
         num_drafted = len(draft.chances)
@@ -96,8 +100,8 @@ class PriceAware(StopRule):
             return True
         if self._late(0, context, spare=2.0):
             return False
-        judged = context.num_judged + self.optimism
-        hoped = (context.acceptance * context.num_judged + self.optimism) / judged if judged else context.acceptance
+        credit = self.optimism * self.hypothetical_rounds / (self.hypothetical_rounds + context.drafted.num_rounds)
+        hoped = (context.acceptance * context.num_judged + credit) / (context.num_judged + credit)
         return self._worth(hoped, context) > plain or self._probes(context)
 
     def _late(self, num_drafted: int, context: RoundContext, spare: float = 1.0) -> bool:

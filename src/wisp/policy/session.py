@@ -294,5 +294,7 @@ class Session:
             measured.draft_judged(verdict.num_accepted, self._known.chances[: verdict.num_accepted + rejected])
             if self._cached:
                 measured.round_ended(elapsed)
+        elif self._num_drafted and num_committed:
+            measured.draft_given_up()
         elif verdict.final and self._round_tokens and self._cached:
             measured.plain_round(elapsed - measured.waited, self._round_tokens)
