@@ -152,7 +152,7 @@ class Prices:
     per_round: float = 0.0
     """One more round, beside its positions."""
     per_plain_token: float = 0.0
-    """A token of plain decoding: a position and a round, or less where the server drafts for it."""
+    """A token of plain decoding: a position and a round, or its share of a round that the server drafts for."""
     plain_tokens: float = 1.0
     """Of a round of plain decoding: more than one where the server drafts for it."""
 

@@ -116,6 +116,14 @@ def test_who_would_fall_behind_by_drafts_decodes_plainly_where_that_is_faster() 
     assert drafted(replace(busy, slo_speed=24.0, batch_time=0.05))
 
 
+def test_what_was_seen_long_ago_does_not_rule_drafts_out_for_good() -> None:
+    """Who would fall behind by drafts does not try them; he does once an overload is forgotten."""
+    slow = replace(CONTEXT, drafted=DraftedRounds(8.0, 20.0, 30.0, 8.0), slo_speed=20.0, batch_time=0.03)
+    assert not drafted(replace(slow, tokens_since_draft=5000))
+    slow.drafted.fade(0.01)
+    assert drafted(slow)
+
+
 def test_no_credit_is_given_to_drafts_that_were_seen() -> None:
     """However few of their tokens were judged: such as were given up, time and again."""
     doubtful = replace(CONTEXT, acceptance=0.45, num_judged=3.0, plain_token_time=0.06)
@@ -184,6 +192,10 @@ contexts = st.builds(
     server_time=times,
     plain_token_time=times,
     tokens_since_draft=st.integers(0, 100),
+    drafted=st.builds(DraftedRounds, *(st.floats(0.0, 20.0) for _ in range(3)), st.floats(0.01, 20.0)),
+    batch_time=times,
+    slo_speed=st.floats(0.0, 20.0),
+    time_left=st.floats(-1.0, 5.0),
 )
 drafts = st.lists(shares, min_size=1, max_size=9)
 

@@ -42,6 +42,13 @@ class DraftedRounds:
         self.num_positions = memory * self.num_positions + num_positions
         self.elapsed = memory * self.elapsed + elapsed
 
+    def fade(self, share: float) -> None:
+        """Count for less from now on."""
+        self.num_rounds *= share
+        self.num_committed *= share
+        self.num_positions *= share
+        self.elapsed *= share
+
     def scaled(self, share: float) -> DraftedRounds:
         """The same, counting for less."""
         return DraftedRounds(

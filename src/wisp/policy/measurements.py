@@ -30,7 +30,9 @@ class Measurements:
     acceptance_memory: float
     """Weight of earlier rounds, per round, in the share of accepted tokens."""
     decode_tokens: int
-    """Asked for at once in plain decoding: its tokens share a round trip."""
+    """Asked for at least at once in plain decoding: its tokens share a round trip."""
+    decode_growth: int
+    """Or this many times the tokens since the last draft."""
     context: RoundContext = field(
         default_factory=lambda: RoundContext(0.0, 0.0, Prices(), num_judged=_PRIOR_TOKENS), init=False
     )
@@ -39,6 +41,8 @@ class Measurements:
     """By the last round, on its way and for its first batch."""
     _plain_step: float = field(default=0.0, init=False)
     """Per token of a round of plain decoding, the wait for its first batch apart."""
+    _plain_batch: float = field(default=0.0, init=False)
+    """Of a verification meanwhile."""
     _num_accepted: float = field(default=_PRIOR_TOKENS * UNINFORMED_ACCEPTANCE, init=False)
     """Of the drafted tokens, the recent ones weighing more."""
     _curvature: float = field(default=_LEAST_CURVATURE, init=False)
@@ -52,9 +56,9 @@ class Measurements:
         drafted = self.context.drafted
         few = min(1.0, _REMEMBERED_ROUNDS / drafted.num_rounds) if drafted.num_rounds else 1.0
         context = replace(self.context, num_judged=known * self.context.num_judged, drafted=drafted.scaled(few))
-        following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens)
+        following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens, self.decode_growth)
         following.context = context
-        following._plain_step = self._plain_step
+        following._plain_step, following._plain_batch = self._plain_step, self._plain_batch
         following._num_accepted = known * self._num_accepted
         following._curvature = known * self._curvature
         return following
@@ -103,25 +107,31 @@ class Measurements:
         context.bias = bias if -_LARGEST_BIAS < bias < _LARGEST_BIAS else copysign(_LARGEST_BIAS, bias)
 
     def draft_given_up(self) -> None:
-        """Nothing of a draft was worth sending: what is not judged is known ever less."""
-        self._num_accepted *= self.acceptance_memory
-        self.context.num_judged *= self.acceptance_memory
+        """Nothing of a draft was worth sending: what is not judged is known ever less, down to what was assumed at first."""
+        context, memory = self.context, self.acceptance_memory
+        self._num_accepted = memory * self._num_accepted + (1.0 - memory) * _PRIOR_TOKENS * UNINFORMED_ACCEPTANCE
+        context.num_judged = memory * context.num_judged + (1.0 - memory) * _PRIOR_TOKENS
+        context.acceptance = self._num_accepted / context.num_judged
 
     def plain_round(self, elapsed: float, num_tokens: int) -> None:
         """Take the time in batches of a round of plain decoding: from its question to its last token, less `waited`."""
         if num_tokens > 1:
             self._plain_step = self._smooth(self._plain_step, elapsed / num_tokens)
+            self._plain_batch = self._smooth(self._plain_batch, self.context.batch_time)
             self._expect_plain_token()
 
     def _expect_plain_token(self) -> None:
         """A token's step, and its share of the way to the server and into a batch.
 
-        The step of many tokens in a row: one that was asked for by itself waits for the batch that runs.
+        The step of many tokens in a row: one that was asked for by itself waits for the batch that runs. It is as many
+        batches as it was when it was measured; whoever drafts hears of batches alone.
         """
         context = self.context
-        step = self._plain_step or context.batch_time / context.prices.plain_tokens
-        waited = context.rtt + max(0.0, context.server_time - context.batch_time)
-        context.plain_token_time = step + waited / self.decode_tokens if context.server_time else 0.0
+        now, then = context.batch_time, self._plain_batch
+        step = self._plain_step * (now / then if now and then else 1.0) or now / context.prices.plain_tokens
+        waited = context.rtt + max(0.0, context.server_time - now)
+        num_tokens = max(self.decode_tokens, self.decode_growth * context.tokens_since_draft)
+        context.plain_token_time = step + waited / num_tokens if step else 0.0
 
     def _smooth(self, mean: float, value: float) -> float:
         return mean + self.smoothing * (value - mean) if mean else value

@@ -100,9 +100,12 @@ class PriceAware(StopRule):
             return True
         if self._late(0, context, spare=2.0):
             return False
+        return self._worth(self._hoped(context), context) > plain or self._probes(context)
+
+    def _hoped(self, context: RoundContext) -> float:
+        """The share of accepted tokens with the credit that is left."""
         credit = self.optimism * self.hypothetical_rounds / (self.hypothetical_rounds + context.drafted.num_rounds)
-        hoped = (context.acceptance * context.num_judged + credit) / (context.num_judged + credit)
-        return self._worth(hoped, context) > plain or self._probes(context)
+        return (context.acceptance * context.num_judged + credit) / (context.num_judged + credit)
 
     def _late(self, num_drafted: int, context: RoundContext, spare: float = 1.0) -> bool:
         """Whether the verdict on a draft of one more token is likely to miss its deadline, at `spare` times its time."""

@@ -1,4 +1,4 @@
-"""What one more verified position, and one more round, cost the fleet.
+"""What one more verified position, one more round, and a token of plain decoding cost the fleet.
 
     pressure       = max(0, (u - u_free) / (1 - u_free)),   u the engine's utilisation: zero on an idle server
     t_n, t_r       seconds of one more position (dT/dn) and of one more round before its first one (d * cached + e), at
@@ -8,8 +8,10 @@
                    has time to spare, since others could join them
     per position   = pressure * level * t_n / (t_n + t_r)
     per round      = pressure * level * t_r / (t_n + t_r)
+    plain token    = pressure * level * (t_r + n t_n + D) / (t_n + t_r) / g,   of a round of plain decoding with n positions
+                     and g tokens, and D seconds of a drafter beside the target: n = g = 1 and D = 0 where there is none
 
-Both are in tokens. A token of plain decoding takes t_n + t_r, and an engine of that level commits level / (t_n + t_r) of
+All are in tokens. A token of plain decoding takes t_n + t_r, and an engine of that level commits level / (t_n + t_r) of
 them per second: the prices are what it could have committed for others in the time. A drafted token is worth verifying if
 its survival, the tokens expected of it, exceeds the price of a position.
 """

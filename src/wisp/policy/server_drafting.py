@@ -7,16 +7,17 @@
     V, D    batch times of the target and of the drafter, which drafts for all of them together
     m_k     rounds of s (k + 1) + (1 - s) n + p E_k positions in a batch: of those that wait, as many as the limits, the
             fastest session's speed, and the KV cache allow, where both models keep a cache if k > 0
-    K       the k in 0..max of the highest rate  m_k E_k / (V(m_k rounds) + k D(m_k s rounds of 1 + p E_k / k positions))
+    rate    m_k E_k / (V(m_k rounds) + k D(m_k s rounds of 1 + p E_k / k positions))
+    K       the shortest k in 0..max whose rate is about the highest
 
 So K falls as batches grow; where prompts, or room in the cache, bound what is served, drafts that only make batches longer,
-or take the room of others, are not made. Another K has to be better by a margin: a drafter that was not asked for a while
+or take the room of others, are not made. A longer K has to be better by a margin: a drafter that was not asked for a while
 has histories to read. While K is 0, a token is drafted now and then: acceptance is only known from drafts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -37,7 +38,7 @@ class ServerDraftingSettings:
 
     max_tokens: int = 5
     margin: float = 0.03
-    """By how much another K has to be better."""
+    """By how much a longer K has to be better; within half of it rates are about the same."""
     room_margin: float = 0.15
     """By how much drafting has to be better where its caches take the room of others: a full cache costs more than it
     does on average, since whoever does not fit waits, or is computed anew."""
@@ -84,8 +85,8 @@ class ServerDrafting:
         self._share, self._cached = 1.0, 256.0
         self._drafted_share = 0.0
         """Of a batch's requests, those that are drafted for."""
-        self._num_drafted = 0.0
-        """Requests of a batch that are drafted for, where any are."""
+        self._num_assisted = self._sent = self._accepted = 0.0
+        """Rounds of a batch that are drafted for, where any are; tokens of each that are verified, and accepted."""
         self._new, self._committed = 1.0, 1.0
         """Positions and committed tokens of the other rounds."""
         self.length = self._settings.max_tokens
@@ -150,14 +151,10 @@ class ServerDrafting:
 
     def plain_round(self) -> PlainRound:
         """What a round of plain decoding takes and gives at present."""
-        if not self.length or not self._num_drafted:
+        if not self.length or not self._num_assisted:
             return UNASSISTED
-        step = self._drafter.predict(TypicalRound(1.0, self._cached).batch(max(1, round(self._num_drafted))))
-        return PlainRound(
-            num_positions=1.0 + self.length,
-            num_committed=self._of_plain(self.length),
-            drafter_s=self.length * step / max(1.0, self._num_drafted),
-        )
+        step = self._drafter.predict(TypicalRound(1.0, self._cached).batch(max(1, round(self._num_assisted))))
+        return PlainRound(1.0 + self._sent, 1.0 + self._accepted, self._steps * step / max(1.0, self._num_assisted))
 
     # What it learns
 
@@ -186,13 +183,23 @@ class ServerDrafting:
             self._new = self._smooth(self._new, 1.0 + positions / num_others)
             self._committed = self._smooth(self._committed, committed / num_others)
         if drafting:
-            self._num_drafted = self._smooth(self._num_drafted, len(drafting)) if self._num_drafted else len(drafting)
             self._steps = self._smooth(self._steps, max(one.num_verified or 0 for one in drafting))
             for one in drafting:
                 if one.request.session_id in present:
                     self._known[one.request.session_id] = one.request.num_history_tokens
+        if self.length:
+            self._observe_assisted([one for one in verified if one.request.drafted_here], own.num_accepted)
         if own.num_drafts:
             self._acceptance.learn(own.num_drafts, own.num_tokens, own.num_accepted)
+
+    def _observe_assisted(self, assisted: Sequence[BatchMember], num_accepted: float) -> None:
+        if not assisted:
+            return
+        number, sent = len(assisted), sum([one.num_verified or 0 for one in assisted])
+        keep = 1.0 - self._settings.smoothing if self._num_assisted else 0.0
+        self._num_assisted = keep * self._num_assisted + (1.0 - keep) * number
+        self._sent = keep * self._sent + (1.0 - keep) * sent / number
+        self._accepted = keep * self._accepted + (1.0 - keep) * num_accepted / number
 
     def choose(
         self, target: BatchTime, limits: SchedulerLimits, prefill_per_token: float | None, fastest: float

@@ -48,6 +48,8 @@ class SessionSettings:
     """Or this many times the tokens that came since the last draft, if those are more."""
     short_decode_tokens: int = 4
     """The same while a draft may soon be possible: it can only follow the answer."""
+    plain_memory: float = 0.999
+    """Weight of drafted rounds, per token of plain decoding since."""
     startup_time: float = STARTUP_TIME
     """Between the first token's arrival and the start of its playback."""
     smoothing: float = 0.2
@@ -125,7 +127,9 @@ class Session:
         generation, settings = self.generation, self.settings
         self._stop_token_ids = generation.stop.stop_token_ids
         self._longest = min(generation.num_prompt_tokens + generation.stop.max_tokens, settings.context_length)
-        new = Measurements(settings.smoothing, settings.acceptance_memory, settings.decode_tokens)
+        new = Measurements(
+            settings.smoothing, settings.acceptance_memory, settings.decode_tokens, settings.decode_growth
+        )
         self.measured = new if earlier is None else earlier.of_next_session()
 
     @property
@@ -286,8 +290,10 @@ class Session:
                 measured.answered(elapsed, hints.queue_time, hints.verification_time, cached=self._cached)
         self._round_tokens += num_committed
         if self._num_drafted and num_committed and self._cached:
-            num_positions = 1 + len(self.draft)
-            context.drafted.add(num_committed, num_positions, now - self._round_started, measured.acceptance_memory)
+            memory, elapsed_since = measured.acceptance_memory, now - self._round_started
+            context.drafted.add(num_committed, 1 + verdict.num_verified, elapsed_since, memory)
+        elif num_committed:
+            context.drafted.fade(self.settings.plain_memory**num_committed)
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
         if self.draft and num_committed:
             rejected = verdict.num_accepted < verdict.num_verified and verdict.next_token is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from wisp.policy.batch_time import BatchShape, BatchTime, BatchTimeModel
-from wisp.policy.controller import DraftSoFar, RoundContext
+from wisp.policy.controller import DraftedRounds, DraftSoFar, RoundContext
 from wisp.policy.estimator import BatchTimeEstimator
 from wisp.policy.price_aware import PriceAware
 from wisp.policy.session import Session
@@ -41,7 +41,7 @@ class Foresight(PriceAware):
 
 
 def _certain(context: RoundContext) -> RoundContext:
-    return replace(context, acceptance=1.0)
+    return replace(context, acceptance=1.0, drafted=DraftedRounds())
 
 
 class OracleDevice(Device):
@@ -61,7 +61,7 @@ class OracleDevice(Device):
         if self._ready <= now:
             told = Foresight(self._num_right(session, 0, rules.settings.max_draft_tokens))
             pays_on_average = rules.stop_rule.keep_drafting(
-                DraftSoFar(), replace(context, acceptance=self._share_right)
+                DraftSoFar(), replace(context, acceptance=self._share_right, drafted=DraftedRounds())
             )
             session.stop_rule = told if pays_on_average or told.pays(context) else Foresight(0)
             if pays_on_average:
