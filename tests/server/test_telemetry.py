@@ -143,7 +143,8 @@ async def test_a_server_serves_its_metrics_over_http(*, estimated: bool) -> None
         assert metrics["wisp_tokens_total", "committed"] == 4
         assert metrics["wisp_tokens_total", "verified"] == 3
         assert 0.0 <= metrics["wisp_utilisation", ""] <= 1.0
-        assert metrics["wisp_price_per_position", ""] == metrics["wisp_price_per_round", ""] == 0.0
+        prices = [metrics[f"wisp_price_per_{what}", ""] for what in ("position", "round", "plain_token")]
+        assert prices == [0.0, 0.0, 0.0]
         estimates = {name for name, _ in metrics if name.startswith("wisp_estimator")}
         assert estimates == ({"wisp_estimator_error", "wisp_estimator_safety"} if estimated else set())
     await running.stop(0.0)
