@@ -20,9 +20,12 @@ tokens, seconds are worth nothing and w is tokens less prices per token.
 
 Before the first token, once per round: a draft is begun iff max_k w_k(A') > w_0. A' = (A n + o) / (n + o) takes o tokens
 for accepted that never were, so that a few rejections at the start do not decide a session, and ever fewer of them the more
-such rounds were seen: o h / (h + N). Or, to find out whether things have changed, iff probing takes at most the share s of the tokens that came since anything was drafted:
+such rounds were seen: o h / (h + N). Or, to find out whether things have changed, iff probing takes at most the share s of
+the tokens that came since anything was drafted:
 
     s * tokens  >=  (max(w_0, 0) (E + h e_1) - (C + h c_1 - P (N + h) - p (M + 2 h))) / (N + h)
+
+Neither by a session that such rounds would make slower than its service level, unless plain decoding were slower still.
 
 After i >= 1 tokens, one more is drafted iff its forecast survival exceeds its costs, rho = max(0, w_0, max_k w_k(A)):
 

@@ -290,8 +290,8 @@ class Session:
                 measured.answered(elapsed, hints.queue_time, hints.verification_time, cached=self._cached)
         self._round_tokens += num_committed
         if self._num_drafted and num_committed and self._cached:
-            memory, elapsed_since = measured.acceptance_memory, now - self._round_started
-            context.drafted.add(num_committed, 1 + verdict.num_verified, elapsed_since, memory)
+            took = now - self._round_started
+            context.drafted.add(num_committed, 1 + verdict.num_verified, took, measured.acceptance_memory)
         elif num_committed:
             context.drafted.fade(self.settings.plain_memory**num_committed)
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
