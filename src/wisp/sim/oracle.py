@@ -61,7 +61,7 @@ class OracleDevice(Device):
         if self._ready <= now:
             told = Foresight(self._num_right(session, 0, rules.settings.max_draft_tokens))
             pays_on_average = rules.stop_rule.keep_drafting(
-                DraftSoFar(), replace(context, acceptance=self._share_right, drafted=DraftedRounds())
+                DraftSoFar(), replace(context, acceptance=self._share_right)
             )
             session.stop_rule = told if pays_on_average or told.pays(context) else Foresight(0)
             if pays_on_average:
