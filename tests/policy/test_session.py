@@ -458,6 +458,15 @@ def test_a_draft_that_is_given_up_is_remembered_as_one() -> None:
     assert seen.elapsed == pytest.approx(0.2)
 
 
+def test_what_the_server_cut_of_a_draft_took_no_position() -> None:
+    """One of two drafted tokens was verified: two positions with the round's own."""
+    given = withholding(SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION))
+    plain_round(given, 4)
+    draft(given, [5, 6])
+    given.on_verdict(Verdict(given.round, 1, 1, 9), 1.0)
+    assert given.measured.context.drafted.num_positions == 2.0
+
+
 def test_what_is_never_judged_is_known_ever_less() -> None:
     """Down to what was assumed at first: estimates that keep drafts from being sent would never be put to the test."""
     measured = Measurements(0.2, 0.95, 16, 3)

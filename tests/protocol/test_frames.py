@@ -31,7 +31,7 @@ from wisp.errors import (
 )
 from wisp.protocol import frames
 from wisp.protocol import wisp_pb2 as pb
-from wisp.types import AcceptanceRule, DecodeRequest, DraftRequest, GenerationRequest, Verdict
+from wisp.types import AcceptanceRule, DecodeRequest, DraftRequest, GenerationRequest, Prices, Verdict
 
 session_ids = st.integers(1, 2**64 - 1)
 epochs = st.integers(0, 2**32 - 1)
@@ -138,6 +138,12 @@ def test_a_wrong_draft_is_named(change: dict[str, object], complaint: str) -> No
     values: dict[str, object] = {"tokens": [1], "q": [pb.SparseQ(ids=[1], weights=[1])], **change}
     with pytest.raises(ProtocolError, match=complaint):
         frames.draft_from_wire(pb.Draft(**values), VOCABULARY)  # type: ignore[arg-type]
+
+
+def test_a_server_that_does_not_price_plain_decoding_means_a_position_and_a_round() -> None:
+    """For one token."""
+    told = frames.verdict_from_wire(pb.Verdict(price_per_position=0.25, price_per_round=0.5))
+    assert told.hints.prices == Prices(0.25, 0.5, per_plain_token=0.75, plain_tokens=1.0)
 
 
 def test_acceptance_rules_of_a_newer_server_are_left_out() -> None:

@@ -37,10 +37,11 @@ class DraftedRounds:
 
     def add(self, num_committed: int, num_positions: int, elapsed: float, memory: float) -> None:
         """Take one more; `memory`: weight of those before it."""
-        self.num_rounds = memory * self.num_rounds + 1.0
-        self.num_committed = memory * self.num_committed + num_committed
-        self.num_positions = memory * self.num_positions + num_positions
-        self.elapsed = memory * self.elapsed + elapsed
+        self.fade(memory)
+        self.num_rounds += 1.0
+        self.num_committed += num_committed
+        self.num_positions += num_positions
+        self.elapsed += elapsed
 
     def fade(self, share: float) -> None:
         """Count for less from now on."""
@@ -48,12 +49,6 @@ class DraftedRounds:
         self.num_committed *= share
         self.num_positions *= share
         self.elapsed *= share
-
-    def scaled(self, share: float) -> DraftedRounds:
-        """The same, counting for less."""
-        return DraftedRounds(
-            share * self.num_rounds, share * self.num_committed, share * self.num_positions, share * self.elapsed
-        )
 
 
 @dataclass(slots=True)

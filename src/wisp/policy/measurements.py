@@ -37,7 +37,7 @@ class Measurements:
         default_factory=lambda: RoundContext(0.0, 0.0, Prices(), num_judged=_PRIOR_TOKENS), init=False
     )
     """What stop rules see of it."""
-    waited: float = field(default=0.0, init=False)
+    _waited: float = field(default=0.0, init=False)
     """By the last round, on its way and for its first batch."""
     _plain_step: float = field(default=0.0, init=False)
     """Per token of a round of plain decoding, the wait for its first batch apart."""
@@ -53,9 +53,9 @@ class Measurements:
         What is known of acceptance counts as much as a few tokens.
         """
         known = min(1.0, _REMEMBERED_TOKENS / self.context.num_judged)
-        drafted = self.context.drafted
-        few = min(1.0, _REMEMBERED_ROUNDS / drafted.num_rounds) if drafted.num_rounds else 1.0
-        context = replace(self.context, num_judged=known * self.context.num_judged, drafted=drafted.scaled(few))
+        drafted = replace(self.context.drafted)
+        drafted.fade(_REMEMBERED_ROUNDS / max(_REMEMBERED_ROUNDS, drafted.num_rounds))
+        context = replace(self.context, num_judged=known * self.context.num_judged, drafted=drafted)
         following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens, self.decode_growth)
         following.context = context
         following._plain_step, following._plain_batch = self._plain_step, self._plain_batch
@@ -78,7 +78,7 @@ class Measurements:
         """
         context, server_time = self.context, queue_time + batch_time
         rtt = max(0.0, elapsed - server_time)
-        self.waited = rtt + queue_time
+        self._waited = rtt + queue_time
         context.rtt = self._smooth(context.rtt, rtt)
         context.batch_time = self._smooth(context.batch_time, batch_time)
         if cached:
@@ -114,9 +114,9 @@ class Measurements:
         context.acceptance = self._num_accepted / context.num_judged
 
     def plain_round(self, elapsed: float, num_tokens: int) -> None:
-        """Take the time in batches of a round of plain decoding: from its question to its last token, less `waited`."""
+        """Take the time of a round of plain decoding: from its question to its last token."""
         if num_tokens > 1:
-            self._plain_step = self._smooth(self._plain_step, elapsed / num_tokens)
+            self._plain_step = self._smooth(self._plain_step, (elapsed - self._waited) / num_tokens)
             self._plain_batch = self._smooth(self._plain_batch, self.context.batch_time)
             self._expect_plain_token()
 

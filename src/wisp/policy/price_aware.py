@@ -81,10 +81,10 @@ class PriceAware(StopRule):
             return self._begins(context)
         if not _round_time(context):
             return False  # one token is enough to find out
-        if self._late(num_drafted, context) and not self._affordable(num_drafted, context):
+        drafted, speed = self._best(context.acceptance, context)
+        if self._late(num_drafted, context) and not self._affordable(speed, context, late=True):
             return False
-        survival = draft.survival[-1] * self._next(draft.chances[-1], context)
-        plain, drafted = _plain(context), self._worth(context.acceptance, context)
+        survival, plain = draft.survival[-1] * self._next(draft.chances[-1], context), _plain(context)
         rate = plain if plain > drafted else drafted
         return survival > (rate if rate > 0.0 else 0.0) * context.token_time + context.prices.per_position
 
@@ -96,14 +96,15 @@ class PriceAware(StopRule):
         """Whether a round with a draft is hoped to be worth more than plain decoding, or due to find out."""
         if not context.plain_token_time:
             return True
-        if not self._affordable(0, context):
+        drafted, speed = self._best(context.acceptance, context)
+        if not self._affordable(speed, context, late=self._late(0, context)):
             return False
         plain = _plain(context)
-        if self._worth(context.acceptance, context) > plain:
+        if drafted > plain:
             return True
         if self._late(0, context, spare=2.0):
             return False
-        return self._worth(self._hoped(context), context) > plain or self._probes(context)
+        return self._best(self._hoped(context), context)[0] > plain or self._probes(context)
 
     def _hoped(self, context: RoundContext) -> float:
         """The share of accepted tokens with the credit that is left."""
@@ -115,17 +116,15 @@ class PriceAware(StopRule):
         elapsed = _first_token_time(context) + num_drafted * context.token_time + _round_time(context)
         return context.time_left < spare * elapsed
 
-    def _affordable(self, num_drafted: int, context: RoundContext) -> bool:
-        """Whether the session may draft one more token: by that, it must not fall behind what it was promised.
+    def _affordable(self, speed: float, context: RoundContext, *, late: bool) -> bool:
+        """Whether the session may draft at so many tokens per second: by that, it must not fall behind what it was promised.
 
         Unless plain decoding would be slower, which goes as fast as batches do if a session is in a hurry. Who is late must
         catch up.
         """
-        late = self._late(num_drafted, context)
-        if not late and not context.slo_speed:
+        if not late and speed > context.slo_speed:
             return True
-        speed, plain = self._best(context.acceptance, context)[1], context.prices.plain_tokens
-        return speed * context.batch_time > plain or (not late and speed > context.slo_speed)
+        return speed * context.batch_time > context.prices.plain_tokens
 
     def _probes(self, context: RoundContext) -> bool:
         """Whether a round with one drafted token may be tried, whatever is known of such rounds."""
@@ -137,15 +136,13 @@ class PriceAware(StopRule):
         forgone = max(_plain(context), 0.0) * elapsed
         return self.probe_share * context.tokens_since_draft >= (forgone - gained) / num_rounds
 
-    def _worth(self, acceptance: float, context: RoundContext) -> float:
-        """Of rounds with the best draft; unknown times are worth finding out."""
-        return self._best(acceptance, context)[0] if _round_time(context) else inf
-
     def _best(self, acceptance: float, context: RoundContext) -> tuple[float, float]:
-        """What rounds with the best draft are worth, and their tokens per second.
+        """What rounds with the best draft are worth, and their tokens per second; unknown times are worth finding out.
 
         The worth rises with the length up to there, and falls from there on.
         """
+        if not _round_time(context):
+            return inf, inf
         seen, prices, hypothetical = context.drafted, context.prices, self.hypothetical_rounds
         added = hypothetical * prices.per_position
         price = prices.per_round * (seen.num_rounds + hypothetical) + prices.per_position * seen.num_positions + added

@@ -273,11 +273,11 @@ class Session:
 
     def _num_decoded(self, soon: bool) -> int:
         """Tokens to ask for when nothing is sent; `soon`: a draft would be made if it could."""
+        settings = self.settings
         if self._plain or self._num_drafted:
             return 1
         if soon:
-            return self.settings.short_decode_tokens
-        settings = self.settings
+            return settings.short_decode_tokens
         return max(settings.decode_tokens, settings.decode_growth * self.measured.context.tokens_since_draft)
 
     def _learn(self, verdict: Verdict, num_committed: int, now: float) -> None:
@@ -303,4 +303,4 @@ class Session:
         elif self._num_drafted and num_committed:
             measured.draft_given_up()
         elif verdict.final and self._round_tokens and self._cached:
-            measured.plain_round(elapsed - measured.waited, self._round_tokens)
+            measured.plain_round(elapsed, self._round_tokens)
