@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
 from wisp.calibration.overhead import ServerOverhead
 from wisp.policy.batch_time import BatchTimeModel
-from wisp.policy.systems import SYSTEMS
+from wisp.policy.systems import SYSTEMS, System
 from wisp.sim.capacity import search
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
@@ -66,11 +67,20 @@ FULL_CACHE = replace(
 )
 @pytest.mark.parametrize("system", ["centralized-slo", "wisp-plus"])
 def test_goodput_beyond_the_capacity_stays(system: str, scenario: Scenario, factor: float) -> None:
-    """At least 85 % of that at the capacity: who cannot be served is turned away, so that the others are."""
-    served = search(scenario, SYSTEMS[system], 0)
+    """At least 85 % of that at the capacity: who cannot be served is turned away, so that the others are.
+
+    On average: runs of a few dozen sessions scatter by 5 %.
+    """
+    ratios = [goodput_beyond(scenario, factor, SYSTEMS[system], seed) for seed in range(3)]
+    assert fmean(ratios) >= 0.85
+
+
+def goodput_beyond(scenario: Scenario, factor: float, system: System, seed: int) -> float:
+    """At `factor` times the capacity, over that at the capacity."""
+    served = search(scenario, system, seed)
     assert served.report is not None
     beyond = replace(scenario, num_devices=round(factor * served.num_devices))
-    assert simulate(beyond, SYSTEMS[system], 0).goodput >= 0.85 * served.report.goodput
+    return simulate(beyond, system, seed).goodput / served.report.goodput
 
 
 @pytest.mark.parametrize("system", ["centralized-slo", "wisp-plus"])

@@ -81,7 +81,7 @@ class RoundContext:
     slo_speed: float = 0.0
     """Tokens per second that the session's service level asks for; 0: nothing."""
     drafted: DraftedRounds = field(default_factory=DraftedRounds)
-    """This session's, and some of the device's earlier sessions."""
+    """This session's, and the device's earlier ones; the recent ones weigh more."""
     time_left: float = inf
     """From the round's start to the playback deadline of the next token."""
 

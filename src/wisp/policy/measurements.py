@@ -14,8 +14,6 @@ _PRIOR_TOKENS = 2.0
 """Weight of the uninformed guess in a session's share of accepted tokens."""
 _REMEMBERED_TOKENS = 8.0
 """Judged tokens that a device's earlier sessions count for at most."""
-_REMEMBERED_ROUNDS = 8.0
-"""The same of drafted rounds."""
 _LEAST_CURVATURE = 1.0
 """Of the log-likelihood that the bias of estimates is fitted to: that of four tokens at even odds."""
 _LARGEST_BIAS = 6.0
@@ -50,12 +48,11 @@ class Measurements:
     def of_next_session(self) -> Measurements:
         """What the device's next session may start from: the same, except that another text is accepted differently.
 
-        What is known of acceptance counts as much as a few tokens.
+        What is known of acceptance counts as much as a few tokens, what drafts came to as much as before.
         """
         known = min(1.0, _REMEMBERED_TOKENS / self.context.num_judged)
-        drafted = replace(self.context.drafted)
-        drafted.fade(_REMEMBERED_ROUNDS / max(_REMEMBERED_ROUNDS, drafted.num_rounds))
-        context = replace(self.context, num_judged=known * self.context.num_judged, drafted=drafted)
+        num_judged, drafted = known * self.context.num_judged, replace(self.context.drafted)
+        context = replace(self.context, num_judged=num_judged, drafted=drafted)
         following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens, self.decode_growth)
         following.context = context
         following._plain_step, following._plain_batch = self._plain_step, self._plain_batch

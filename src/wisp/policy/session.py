@@ -48,6 +48,9 @@ class SessionSettings:
     """Or this many times the tokens that came since the last draft, if those are more."""
     short_decode_tokens: int = 4
     """The same while a draft may soon be possible: it can only follow the answer."""
+    drafted_memory: float = 0.98
+    """Weight of earlier drafted rounds, per round, in what drafts came to: over a device's sessions, since a single round
+    says little, and whoever decodes plainly learns nothing more."""
     plain_memory: float = 0.999
     """Weight of drafted rounds, per token of plain decoding since."""
     startup_time: float = STARTUP_TIME
@@ -291,7 +294,7 @@ class Session:
         self._round_tokens += num_committed
         if self._num_drafted and num_committed and self._cached:
             took = now - self._round_started
-            context.drafted.add(num_committed, 1 + verdict.num_verified, took, measured.acceptance_memory)
+            context.drafted.add(num_committed, 1 + verdict.num_verified, took, self.settings.drafted_memory)
         elif num_committed:
             context.drafted.fade(self.settings.plain_memory**num_committed)
         context.tokens_since_draft = 0 if self._num_drafted else context.tokens_since_draft + num_committed
