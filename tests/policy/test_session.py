@@ -495,7 +495,8 @@ def test_earlier_sessions_of_a_device_say_what_drafts_come_to() -> None:
     measured = Measurements(0.2, 0.95, 16, 3)
     measured.context.drafted.add(2, 4, 0.5, 0.98)
     following = measured.of_next_session().context.drafted
-    assert following == DraftedRounds(1.0, 2.0, 4.0, 0.5) and following is not measured.context.drafted
+    assert following == DraftedRounds(1.0, 2.0, 4.0, 0.5)
+    assert following is not measured.context.drafted
 
 
 def test_an_accepted_end_is_no_rejection() -> None:
