@@ -458,6 +458,18 @@ def test_a_draft_that_is_given_up_is_remembered_as_one() -> None:
     assert seen.elapsed == pytest.approx(0.2)
 
 
+def test_earlier_drafted_rounds_count_for_a_fiftieth_less_with_every_one() -> None:
+    """Far longer than the share of accepted tokens is remembered."""
+    given = withholding(SamplingParams())
+    plain_round(given, 4)
+    for now in (1.0, 2.0, 3.0):
+        given.begin_round(now)
+        given.on_draft_token(DraftedToken(5), now + 0.1)
+        given.request(now + 0.1)
+        given.on_verdict(Verdict(given.round, 1, 1, 9), now + 0.2)
+    assert given.measured.context.drafted.num_rounds == pytest.approx(1.0 + 0.98 + 0.98**2)
+
+
 def test_what_the_server_cut_of_a_draft_took_no_position() -> None:
     """One of two drafted tokens was verified: two positions with the round's own."""
     given = withholding(SamplingParams(temperature=1.0, rule=AcceptanceRule.REJECTION))

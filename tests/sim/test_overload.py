@@ -66,12 +66,18 @@ FULL_CACHE = replace(
     ],
 )
 @pytest.mark.parametrize("system", ["centralized-slo", "wisp-plus"])
-def test_goodput_beyond_the_capacity_stays(system: str, scenario: Scenario, factor: float) -> None:
-    """At least 85 % of that at the capacity: who cannot be served is turned away, so that the others are.
+def test_goodput_beyond_the_capacity_stays(
+    system: str, scenario: Scenario, factor: float, request: pytest.FixtureRequest
+) -> None:
+    """At least 85 % of that at the capacity: who cannot be served is turned away, so that the others are."""
+    if (system, scenario, factor) == ("wisp-plus", SHORT_ANSWERS, 1.5):
+        request.applymarker(pytest.mark.xfail(reason="a known miss: 84 % with this seed, 88 % on average"))
+    assert goodput_beyond(scenario, factor, SYSTEMS[system], 0) >= 0.85
 
-    On average: runs of a few dozen sessions scatter by 5 %.
-    """
-    ratios = [goodput_beyond(scenario, factor, SYSTEMS[system], seed) for seed in range(3)]
+
+def test_goodput_of_short_answers_beyond_the_capacity_stays_on_average() -> None:
+    """Runs of a few dozen sessions scatter by 5 %."""
+    ratios = [goodput_beyond(SHORT_ANSWERS, 1.5, SYSTEMS["wisp-plus"], seed) for seed in range(3)]
     assert fmean(ratios) >= 0.85
 
 

@@ -51,8 +51,8 @@ class Measurements:
         What is known of acceptance counts as much as a few tokens, what drafts came to as much as before.
         """
         known = min(1.0, _REMEMBERED_TOKENS / self.context.num_judged)
-        num_judged, drafted = known * self.context.num_judged, replace(self.context.drafted)
-        context = replace(self.context, num_judged=num_judged, drafted=drafted)
+        num_judged = known * self.context.num_judged
+        context = replace(self.context, num_judged=num_judged, drafted=replace(self.context.drafted))
         following = Measurements(self.smoothing, self.acceptance_memory, self.decode_tokens, self.decode_growth)
         following.context = context
         following._plain_step, following._plain_batch = self._plain_step, self._plain_batch
