@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,19 +14,24 @@ from tests.bench.traces import demo_header, records, save_times
 from wisp.bench.live.html import html_report
 from wisp.bench.live.inputs import CellInputs
 from wisp.bench.live.measures import Percentiles, measure
+from wisp.bench.live.point import Timing
 from wisp.bench.live.presets import BenchOptions, settings_of
 from wisp.bench.live.results import Point, Results
 from wisp.bench.live.simulated import (
     Figures,
     SideBySide,
+    at_speed,
     check_simulable,
     print_side_by_side,
+    ratios,
     scenario_of,
     side_by_side,
+    timed,
 )
 from wisp.bench.live.summary import CellSummary, summarise
+from wisp.calibration.overhead import ServerOverhead
 from wisp.errors import ConfigError
-from wisp.policy.batch_time import BatchShape
+from wisp.policy.batch_time import BatchShape, BatchTimeModel
 from wisp.sim.scenario import Scenario
 
 SETTINGS = settings_of(BenchOptions(systems=["centralized", "fixed"], draft_speed="50", rtt_ms="20"))
@@ -71,13 +76,49 @@ def test_the_simulated_fleet_is_the_emulated_one(scenario: Scenario) -> None:
 
 
 def test_every_system_stands_beside_its_simulation(cell: CellSummary, scenario: Scenario) -> None:
-    """Under the load that all had, and by its own search."""
-    slow = replace(scenario, batch_time=lambda shape: 0.02 * shape.num_requests, warmup=2.0, duration=5.0)
+    """Under the load that all had, and by its own search; a target that takes 20 ms a token makes at most 50 a second."""
+    slow = replace(scenario, batch_time=lambda shape: 0.02 * shape.num_requests)
     found = side_by_side(SETTINGS, cell, slow)
     assert [one.system for one in found] == ["centralized", "fixed"]
     assert found[0].live == Figures(4.0, 20.0, 0.2)
     assert 1.0 <= found[0].simulated.capacity <= 8.0
-    assert 0.0 < found[0].simulated.goodput < 4 * 12.0
+    assert 0.0 < found[0].simulated.goodput <= 50.0
+
+
+def test_a_point_is_simulated_with_the_times_of_a_live_one(scenario: Scenario) -> None:
+    """All devices begin within the warm-up, small fleets are judged longer, and what is under way counts."""
+    timing = Timing(warmup=3.0, duration=5.0, drain=10.0)
+    small, large = (timed(scenario, timing, size) for size in (12, 100))
+    assert (small.num_devices, small.warmup, small.ramp, small.duration, small.drain) == (12, 3.0, 3.0, 10.0, 10.0)
+    assert (large.num_devices, large.duration) == (100, 5.0)
+    assert small.judges_under_way
+
+
+def test_batches_that_lasted_longer_are_simulated_so(scenario: Scenario) -> None:
+    """What the server adds to a batch is in them already; what passes after one is not."""
+    shape = BatchShape.of_members([(1, 10)])
+    within, after = BatchTimeModel(fixed_s=0.5), BatchTimeModel(fixed_s=0.25)
+    slower = at_speed(replace(scenario, overhead=ServerOverhead(within, after)), 1.5)
+    assert slower.batch_time(shape) == pytest.approx(1.5 * scenario.batch_time(shape))
+    assert slower.overhead is not None
+    assert slower.overhead.on(slower.batch_time)(shape) == slower.batch_time(shape)
+    assert slower.overhead.after == after
+    assert at_speed(scenario, 1.5).overhead is None
+
+
+def test_the_speed_of_the_run_has_figures_of_its_own(cell: CellSummary, scenario: Scenario, tmp_path: Path) -> None:
+    """A machine that was slower than it was calibrated serves no more; the median of its points is told."""
+    results = Results(tmp_path / "of-run.jsonl", {})
+    for system in SETTINGS.systems:
+        for size, ratio in ((4, 8.0), (6, 2.0), (9, 4.0)):
+            results.add(Point("base", system, 0, size, replace(MEASURES, batch_time_ratio=ratio)))
+    (of_run,) = summarise(SETTINGS, results)
+    slow = replace(scenario, batch_time=lambda shape: 0.02 * shape.num_requests)
+    one, _ = side_by_side(SETTINGS, of_run, slow)
+    assert one.speed == 4.0
+    assert one.at_run_speed is not None
+    assert one.at_run_speed.capacity < one.simulated.capacity
+    assert one.as_json()["batch_time_ratio"] == 4.0
 
 
 def test_without_a_common_load_there_is_nothing_to_compare(cell: CellSummary, scenario: Scenario) -> None:
@@ -85,14 +126,23 @@ def test_without_a_common_load_there_is_nothing_to_compare(cell: CellSummary, sc
     assert side_by_side(SETTINGS, replace(cell, common_devices=0), scenario) == []
 
 
-def test_ratios_are_simulated_over_live(cell: CellSummary) -> None:
-    """In the table and on the page, too."""
-    one = SideBySide("fixed", Figures(100.0, 800.0, 0.2), Figures(110.0, 600.0, 0.3))
-    assert one.ratios == Figures(pytest.approx(1.1), pytest.approx(0.75), pytest.approx(1.5))
+def test_ratios_are_simulated_over_live() -> None:
+    """Of each figure."""
+    found = ratios(Figures(100.0, 800.0, 0.2), Figures(110.0, 600.0, 0.3))
+    assert astuple(found) == pytest.approx((1.1, 0.75, 1.5))
+
+
+def test_a_table_for_calibrated_batch_times_and_one_for_those_of_the_run(cell: CellSummary) -> None:
+    """On the terminal and on the page."""
+    one = SideBySide("fixed", Figures(100.0, 800.0, 0.2), Figures(110.0, 600.0, 0.3), Figures(90.0, 640.0, 0.25), 1.2)
     console = Console(file=StringIO(), width=100)
     print_side_by_side(cell, [one], console)
-    assert "100, 110 (1.10)" in console.file.getvalue()  # type: ignore[attr-defined]
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "100, 110 (1.10)" in text
+    assert "100, 90 (0.90)" in text
+    assert "1.20 times what was calibrated" in text
     page = html_report(SETTINGS, [cell], {}, {"base": [one]})
+    assert "<td>200, 250 (1.25)</td>" in page
     assert "The same, simulated" in page
     assert "<td>200, 300 (1.50)</td>" in page
     assert "The same, simulated" not in html_report(SETTINGS, [cell], {})

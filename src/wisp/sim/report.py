@@ -153,11 +153,14 @@ class Seen:
 class Observer:
     """Watches the server's batches and the devices' sessions."""
 
-    __slots__ = ("_alone", "batch_time", "seen")
+    __slots__ = ("_alone", "batch_time", "judges_under_way", "seen")
 
-    def __init__(self, batch_time: BatchTime, start: float, end: float) -> None:
-        """Sessions are judged that are offered from `start` to `end`, seconds."""
-        self.batch_time = batch_time
+    def __init__(self, batch_time: BatchTime, start: float, end: float, *, judges_under_way: bool = False) -> None:
+        """Sessions are judged that are offered from `start` to `end`, seconds, and those that are under way at its end.
+
+        With `judges_under_way` those that are so at its start are as well.
+        """
+        self.batch_time, self.judges_under_way = batch_time, judges_under_way
         self.seen = Seen(start, end)
         # Asked for every member of every batch, and answered alike for most of them.
         self._alone = lru_cache(maxsize=1 << 16)(
@@ -181,7 +184,7 @@ class Observer:
     def judges(self, offered: float, ended: float) -> bool:
         """Whether a session counts that was offered and ended, or was cut off, at these times."""
         start, end = self.seen.start, self.seen.end
-        return offered < end and (offered >= start or ended >= end)
+        return offered < end and (offered >= start or ended >= (start if self.judges_under_way else end))
 
     def on_session(self, session: Session, now: float, *, finished: bool, abandoned: bool = False) -> None:
         """Take a session that is over, or cut off; one that its user gave up is not judged, but its tokens count."""

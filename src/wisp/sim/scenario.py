@@ -94,6 +94,8 @@ class Scenario:
     """How long load goes on for them to end; those that do not are missed."""
     ramp: float = 10.0
     """A closed fleet's first sessions begin evenly over this time; 0: all at once."""
+    judges_under_way: bool = False
+    """Also what the judged time finds under way when it begins, as `wisp bench` does: part of the crowd that all begin with."""
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "num_verifiers", "attempts"):

@@ -76,7 +76,9 @@ class Simulation:
     def __post_init__(self) -> None:
         scenario, system = self.scenario, self.system
         self._passing = self.rng(SESSIONS)
-        self.observer = Observer(scenario.batch_time, scenario.warmup, scenario.end)
+        self.observer = Observer(
+            scenario.batch_time, scenario.warmup, scenario.end, judges_under_way=scenario.judges_under_way
+        )
         terms, part = _terms(scenario, system), self.part
         indices = range(scenario.num_verifiers) if part is None else (part.verifier,)
         verifiers = [self._verifier(index, terms) for index in indices]

@@ -9,7 +9,7 @@ from typing import Any
 from wisp.bench.live.charts import COLOURS, Axis, legend, line_chart
 from wisp.bench.live.measures import Measures
 from wisp.bench.live.settings import BenchSettings
-from wisp.bench.live.simulated import COMPARED, SideBySide, caption
+from wisp.bench.live.simulated import COMPARED, SideBySide, compared_rows
 from wisp.bench.live.summary import CellSummary, SystemSummary
 from wisp.bench.live.table import CAPACITY_ROWS, LOAD_ROWS, Row, label
 from wisp.policy.systems import SYSTEMS
@@ -83,15 +83,17 @@ def _simulated(cell: CellSummary, simulated: Mapping[str, Sequence[SideBySide]])
     if not systems:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in COMPARED)
-    body = "".join(
-        f"<tr><td>{escape(one.system)}</td>"
-        f"{''.join(f'<td>{escape(value(one))}</td>' for value in COMPARED.values())}</tr>"
-        for one in systems
-    )
-    return (
-        f"<h3>The same, simulated</h3><p>{escape(caption(cell))}</p><div class='scroll'><table><thead><tr>"
-        f"<th>system</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    tables = []
+    for caption, rows in compared_rows(cell, systems):
+        body = "".join(
+            f"<tr><td>{escape(system)}</td>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+            for system, values in rows
+        )
+        tables.append(
+            f"<p>{escape(caption)}</p><div class='scroll'><table><thead><tr><th>system</th>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
+        )
+    return f"<h3>The same, simulated</h3>{''.join(tables)}"
 
 
 def _charts(cell: CellSummary, colours: Mapping[str, str], settings: BenchSettings) -> list[str]:

@@ -1,10 +1,17 @@
-"""What was measured, simulated: the same devices, prompts and drafts, on the target's batch times, in virtual time."""
+"""What was measured, simulated: the same devices, prompts and drafts, on the target's batch times, in virtual time.
+
+A live point is short: its devices all begin within seconds, and that crowd is part of what is judged. So every point is
+simulated as it is measured, with the same times, sizes are looked for by the same search, and means over several seeds
+stand beside the one that was measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wisp.bench.live.inputs import CellInputs, trained_predictor
+from wisp.bench.live.point import Timing
+from wisp.bench.live.search import Tried, capacity, next_size
 from wisp.bench.live.servers import MAX_BATCH_REQUESTS
 from wisp.bench.live.settings import BenchSettings, Cell
 from wisp.bench.live.summary import CellSummary
@@ -20,17 +29,17 @@ from wisp.calibration.overhead import fit_overhead
 from wisp.calibration.shipped import load_profile
 from wisp.errors import ConfigError
 from wisp.formats.batch_log import read_batch_log
-from wisp.policy.systems import SYSTEMS
+from wisp.policy.batch_time import BatchTimeModel
+from wisp.policy.systems import SYSTEMS, System
 from wisp.sim.acceptance import StatedConfidence
-from wisp.sim.capacity import search
 from wisp.sim.recorded import RecordedAcceptance
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
 from wisp.sim.traces import load_trace
 from wisp.sim.workload import TracedSession, Workload
 
-WARMUP, DURATION = 20.0, 60.0
-"""Seconds: longer than a live point, since virtual time costs little."""
+NUM_SEEDS = 5
+"""Of a simulation: virtual time costs little, and a live point of one seed holds a few dozen sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +61,30 @@ class SideBySide:
     system: str
     live: Figures
     simulated: Figures
-
-    @property
-    def ratios(self) -> Figures:
-        """Simulated over live; infinite where nothing was measured."""
-        pairs = zip(asdict(self.live).values(), asdict(self.simulated).values(), strict=True)
-        return Figures(*(theirs / ours if ours else float("inf") for ours, theirs in pairs))
+    """On batch times as they were calibrated before the comparison."""
+    at_run_speed: Figures | None = None
+    """On batches that last as long as those of the comparison did; None: that is not known."""
+    speed: float = 1.0
+    """Median time of the comparison's batches over what was calibrated."""
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {"live": asdict(self.live), "simulated": asdict(self.simulated), "ratios": asdict(self.ratios)}
+        content: dict[str, Any] = {
+            "live": asdict(self.live),
+            "simulated": asdict(self.simulated),
+            "ratios": asdict(ratios(self.live, self.simulated)),
+        }
+        if self.at_run_speed is not None:
+            content["at_run_speed"] = asdict(self.at_run_speed)
+            content["ratios_at_run_speed"] = asdict(ratios(self.live, self.at_run_speed))
+            content["batch_time_ratio"] = self.speed
+        return content
+
+
+def ratios(live: Figures, simulated: Figures) -> Figures:
+    """Simulated over live; infinite where nothing was measured."""
+    pairs = zip(asdict(live).values(), asdict(simulated).values(), strict=True)
+    return Figures(*(theirs / ours if ours else float("inf") for ours, theirs in pairs))
 
 
 def check_simulable(settings: BenchSettings) -> None:
@@ -97,57 +120,116 @@ def scenario_of(
             max_batch_requests=MAX_BATCH_REQUESTS,
             kv_capacity_tokens=settings.kv_tokens or LIMITS.kv_capacity_tokens,
         ),
-        warmup=WARMUP,
-        duration=DURATION,
+        judges_under_way=True,
+    )
+
+
+def timed(scenario: Scenario, timing: Timing, num_devices: int) -> Scenario:
+    """The scenario with a fleet of that size and the times of a live point."""
+    times = timing.of_fleet(num_devices)
+    return replace(
+        scenario,
+        num_devices=num_devices,
+        warmup=times.warmup,
+        duration=times.duration,
+        drain=times.drain,
+        ramp=times.warmup - times.settling,
+    )
+
+
+def at_speed(scenario: Scenario, ratio: float) -> Scenario:
+    """The scenario with batches that last `ratio` times as long, on the server too: nothing is added to them."""
+    known, overhead = scenario.batch_time, scenario.overhead
+    return replace(
+        scenario,
+        batch_time=lambda shape: ratio * known(shape),
+        overhead=None if overhead is None else replace(overhead, within=BatchTimeModel(0.0, 0.0)),
     )
 
 
 def side_by_side(
     settings: BenchSettings, cell: CellSummary, scenario: Scenario, advance: Callable[[], None] = lambda: None
 ) -> list[SideBySide]:
-    """Every system of a cell, simulated with the first seed; `advance` is called after each.
+    """Every system of a cell, simulated; `advance` is called after each.
 
     Empty where no load is common to all.
     """
-    level, found = settings.search.level, []
+    found = []
     for one in cell.systems if cell.common_devices else ():
-        system, size = SYSTEMS[one.system], cell.common_devices
-        report = simulate(replace(scenario, num_devices=size), system, settings.seed)
-        served = search(scenario, system, settings.seed, level, start=max(1, round(one.capacity.mean)))
         live = Figures(
             one.capacity.mean, one.at_common(lambda m: m.goodput), one.at_common(lambda m: m.first_token_s.p95)
         )
-        simulated = Figures(float(served.num_devices), report.goodput, report.p95_first_token_time)
-        found.append(SideBySide(one.system, live, simulated))
+        simulate_on = partial(_figures, settings, cell.common_devices, SYSTEMS[one.system])
+        simulated, at_run_speed, ratio = simulate_on(scenario, scenario), None, 1.0
+        speeds = [m.batch_time_ratio for point in one.points if (m := point.measures).batch_time_ratio is not None]
+        common = [m.batch_time_ratio for m in one.common if m.batch_time_ratio is not None]
+        if speeds and common:
+            ratio = median(speeds)
+            at_run_speed = simulate_on(at_speed(scenario, ratio), at_speed(scenario, fmean(common)))
+        found.append(SideBySide(one.system, live, simulated, at_run_speed, ratio))
         advance()
     return found
 
 
-def _pair(live: float, simulated: float, ratio: float) -> str:
-    return f"{live:.0f}, {simulated:.0f} ({ratio:.2f})"
+def _figures(
+    settings: BenchSettings, common_devices: int, system: System, searched: Scenario, loaded: Scenario
+) -> Figures:
+    """Means over the seeds: of the capacity in one scenario, of what the common load shows in another."""
+    seeds = range(settings.seed, settings.seed + NUM_SEEDS)
+    loads = [simulate(timed(loaded, settings.timing, common_devices), system, seed) for seed in seeds]
+    return Figures(
+        fmean(_capacity(settings, searched, system, seed, common_devices) for seed in seeds),
+        fmean(report.goodput for report in loads),
+        fmean(report.p95_first_token_time for report in loads),
+    )
 
 
-COMPARED: Mapping[str, Callable[[SideBySide], str]] = {
-    "devices served": lambda one: _pair(one.live.capacity, one.simulated.capacity, one.ratios.capacity),
-    "goodput": lambda one: _pair(one.live.goodput, one.simulated.goodput, one.ratios.goodput),
-    "first token, p95 ms": lambda one: _pair(
-        one.live.p95_first_token_s * 1e3, one.simulated.p95_first_token_s * 1e3, one.ratios.p95_first_token_s
-    ),
+def _capacity(settings: BenchSettings, scenario: Scenario, system: System, seed: int, start: int) -> float:
+    """Devices, by the search that the live points were chosen by."""
+    search, tried = settings.search, list[Tried]()
+    while len(tried) < search.max_points and (size := next_size(tried, start, search.largest, search.resolution)):
+        report = simulate(timed(scenario, settings.timing, size), system, seed)
+        tried.append(Tried(size, report.attainment, report.passes(search.level)))
+    return capacity(tried, search.level).devices
+
+
+COMPARED: Mapping[str, tuple[Callable[[Figures], float], float]] = {
+    "devices served": (lambda one: one.capacity, 1.0),
+    "goodput": (lambda one: one.goodput, 1.0),
+    "first token, p95 ms": (lambda one: one.p95_first_token_s, 1e3),
 }
-"""What stands side by side, live, simulated and their ratio; the last two under the load that all systems had."""
+"""What stands side by side, live, simulated and their ratio, and in which units; the last two under the load that all systems had."""
 
 
-def caption(cell: CellSummary) -> str:
-    """What the values are."""
-    return f"Live, simulated (ratio); goodput and first token with {cell.common_devices} devices."
+def compared_rows(
+    cell: CellSummary, systems: Sequence[SideBySide]
+) -> Iterator[tuple[str, Sequence[tuple[str, Sequence[str]]]]]:
+    """A caption and the rows of each table: on calibrated batch times, and on those of the comparison."""
+    load = f"goodput and first token with {cell.common_devices} devices"
+    means = f"means of {NUM_SEEDS} seeds"
+    rows = [(one.system, _pairs(one.live, one.simulated)) for one in systems]
+    yield f"Live, simulated (ratio), {means}; {load}.", rows
+    rerun = [(one.system, _pairs(one.live, one.at_run_speed)) for one in systems if one.at_run_speed is not None]
+    if rerun:
+        speeds = ", ".join(f"{one.speed:.2f}" for one in systems if one.at_run_speed is not None)
+        yield f"The same where batches last as long as live: {speeds} times what was calibrated.", rerun
+
+
+def _pairs(live: Figures, simulated: Figures) -> list[str]:
+    over = ratios(live, simulated)
+    return [
+        f"{unit * value(live):.0f}, {unit * value(simulated):.0f} ({value(over):.2f})"
+        for value, unit in COMPARED.values()
+    ]
 
 
 def print_side_by_side(cell: CellSummary, systems: Sequence[SideBySide], console: Console) -> None:
-    """One table."""
-    table = Table("system", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for name in COMPARED:
-        table.add_column(name, justify="right")
-    table.title, table.caption = cell.cell.name, caption(cell)
-    for one in systems:
-        table.add_row(one.system, *(value(one) for value in COMPARED.values()))
-    console.print(table)
+    """One table, or two."""
+    for caption, rows in compared_rows(cell, systems):
+        table = Table("system", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+        for name in COMPARED:
+            table.add_column(name, justify="right")
+        table.title, table.caption = cell.cell.name, caption
+        for system, values in rows:
+            table.add_row(system, *values)
+        console.print(table)

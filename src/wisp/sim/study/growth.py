@@ -86,6 +86,8 @@ def loss() -> Study:
         "one of 8 lost for 10 s": back,
         "one of 8 lost, placed by hash": replace(gone, placement=PLACEMENTS["hash"]),
         "one of 8 lost, two choices": replace(gone, placement=PLACEMENTS["two-choices"]),
+        "one of 8 lost for 10 s, placed by hash": replace(back, placement=PLACEMENTS["hash"]),
+        "one of 8 lost for 10 s, two choices": replace(back, placement=PLACEMENTS["two-choices"]),
         **{
             f"{often:g} disconnections a minute": replace(whole, fleet=replace(whole.fleet, churn=Churn(often / 60.0)))
             for often in (0.5, 2.0)
