@@ -99,6 +99,13 @@ def test_the_server_is_measured_by_its_batches() -> None:
     assert (found.server_cpu, found.driver_cpu) == (1.0, 0.5)
 
 
+def test_a_batch_weighs_by_its_time_in_the_ratio_to_what_is_expected() -> None:
+    """One of 11 ms that took twice as long, and one of 100 ms that took as long as it should."""
+    short = LoggedBatch(102.0, 0.022, 1.0, False, (LoggedMember(1, 10, True, 101.0),))
+    long = LoggedBatch(103.0, 0.100, 1.0, False, (LoggedMember(90, 10, True, 101.0),))
+    assert _measure([], [short, long]).batch_time_ratio == pytest.approx(0.122 / 0.111)
+
+
 def test_without_batch_times_interference_is_unknown() -> None:
     """And not 0."""
     found = measure([_session(101.0, [101.5])], [], WINDOW, DRIVER, None)

@@ -111,7 +111,7 @@ class Measures:
     driver_cpu: float
     driver_lag_p95: float
     batch_time_ratio: float | None
-    """Median of the time that batches took over what the batch times say; None: no batch times are known."""
+    """Time that all batches took over what the batch times say; None: no batch times are known."""
 
     def passes(self, level: float) -> bool:
         """Whether this load is served; nobody judged, nobody served."""
@@ -210,8 +210,8 @@ def _mean_between(batches: Sequence[LoggedBatch]) -> float:
 
 
 def _batch_time_ratio(batches: Sequence[LoggedBatch], batch_time: BatchTime) -> float | None:
-    ratios = [batch.elapsed / expected for batch in batches if (expected := batch_time(batch.shape)) > 0.0]
-    return float(np.median(ratios)) if ratios else None
+    expected = sum(batch_time(batch.shape) for batch in batches)
+    return sum(batch.elapsed for batch in batches) / expected if expected else None
 
 
 def _cpu_share(batches: Sequence[LoggedBatch]) -> float:

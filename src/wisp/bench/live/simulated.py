@@ -65,7 +65,7 @@ class SideBySide:
     at_run_speed: Figures | None = None
     """On batches that last as long as those of the comparison did; None: that is not known."""
     speed: float = 1.0
-    """Median time of the comparison's batches over what was calibrated."""
+    """Time of the comparison's batches over what was calibrated: the median of its points."""
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
