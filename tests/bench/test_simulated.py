@@ -18,6 +18,7 @@ from wisp.bench.live.point import Timing
 from wisp.bench.live.presets import BenchOptions, settings_of
 from wisp.bench.live.results import Point, Results
 from wisp.bench.live.simulated import (
+    SERVED_BEFORE,
     Figures,
     SideBySide,
     at_speed,
@@ -32,7 +33,10 @@ from wisp.bench.live.summary import CellSummary, summarise
 from wisp.calibration.overhead import ServerOverhead
 from wisp.errors import ConfigError
 from wisp.policy.batch_time import BatchShape, BatchTimeModel
+from wisp.policy.systems import System
+from wisp.sim.report import Report
 from wisp.sim.scenario import Scenario
+from wisp.sim.simulator import simulate
 
 SETTINGS = settings_of(BenchOptions(systems=["centralized", "fixed"], draft_speed="50", rtt_ms="20"))
 MEASURES = replace(
@@ -119,6 +123,23 @@ def test_the_speed_of_the_run_has_figures_of_its_own(cell: CellSummary, scenario
     assert one.at_run_speed is not None
     assert one.at_run_speed.capacity < one.simulated.capacity
     assert one.as_json()["batch_time_ratio"] == 4.0
+
+
+def test_only_with_the_first_fleet_servers_have_served_nobody(
+    cell: CellSummary, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live ones stay up from one fleet to the next."""
+    seen: dict[int, set[int]] = {}
+
+    def simulated(point: Scenario, system: System, seed: int) -> Report:
+        seen.setdefault(point.num_devices, set()).add(point.num_served_before)
+        return simulate(point, system, seed)
+
+    monkeypatch.setattr("wisp.bench.live.simulated.simulate", simulated)
+    side_by_side(SETTINGS, cell, replace(scenario, batch_time=lambda shape: 0.02 * shape.num_requests))
+    assert cell.first_devices == 4
+    assert seen.pop(4) == {0}
+    assert set.union(*seen.values()) == {SERVED_BEFORE}
 
 
 def test_without_a_common_load_there_is_nothing_to_compare(cell: CellSummary, scenario: Scenario) -> None:

@@ -72,6 +72,8 @@ class Scenario:
     placement: Placement = least_loaded
     """Of sessions on verifiers."""
     losses: tuple[VerifierLoss, ...] = ()
+    num_served_before: int = 0
+    """Sessions that every server has served before the run begins: by them it knows how long answers are, and prompts."""
     attempts: int = 3
     """Times that a device asks for a session before it counts as refused."""
     num_devices: int = 100

@@ -23,6 +23,7 @@ from wisp.sim.cluster import Cluster
 from wisp.sim.device import Device, DeviceRules, Ending
 from wisp.sim.estimation import initial_model
 from wisp.sim.events import Events
+from wisp.sim.experience import serve_before
 from wisp.sim.hardware import noisy
 from wisp.sim.network import Link
 from wisp.sim.oracle import Oracle, OracleDevice
@@ -32,7 +33,7 @@ from wisp.sim.script import SessionScript
 from wisp.sim.verifier import Verifier
 from wisp.sim.workload import TracedSession
 
-FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS, NOISE, CHURN = range(8)
+FLEET, UPLINKS, DOWNLINKS, SESSIONS, PAUSES, ARRIVALS, NOISE, CHURN, BEFORE = range(9)
 """Purposes of random streams."""
 
 Progress = Callable[[float], None]
@@ -156,7 +157,7 @@ class Simulation:
     def _verifier(self, index: int, terms: SchedulerTerms) -> Verifier:
         scenario, drafter, overhead = self.scenario, self.scenario.server_drafter, self.scenario.overhead
         batch_time = noisy(scenario.batch_time, scenario.batch_noise, self.rng(NOISE, index))
-        return Verifier(
+        verifier = Verifier(
             self.events,
             lambda: _scheduler(self.system, scenario, terms),
             batch_time if overhead is None else overhead.on(batch_time),
@@ -166,6 +167,9 @@ class Simulation:
             scenario.swap_s_per_token,
             None if overhead is None else overhead.after.predict,
         )
+        before = self.rng(BEFORE, index)
+        serve_before(verifier.scheduler, (scenario.workload.script(before) for _ in range(scenario.num_served_before)))
+        return verifier
 
     def _script(self, device: Device, traced: TracedSession | None = None) -> SessionScript:
         rng = self._passing_rng(SESSIONS, int(device.name), device.num_sessions)

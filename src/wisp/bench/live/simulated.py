@@ -1,8 +1,8 @@
 """What was measured, simulated: the same devices, prompts and drafts, on the target's batch times, in virtual time.
 
 A live point is short: its devices all begin within seconds, and that crowd is part of what is judged. So every point is
-simulated as it is measured, with the same times, sizes are looked for by the same search, and means over several seeds
-stand beside the one that was measured.
+simulated as it is measured, with the same times, sizes are looked for by the same search, servers that were tried
+before know what they served, and means over several seeds stand beside the one that was measured.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from wisp.policy.batch_time import BatchTimeModel
 from wisp.policy.systems import SYSTEMS, System
 from wisp.sim.acceptance import StatedConfidence
 from wisp.sim.recorded import RecordedAcceptance
+from wisp.sim.report import Report
 from wisp.sim.scenario import LIMITS, Fleet, Scenario
 from wisp.sim.simulator import simulate
 from wisp.sim.traces import load_trace
@@ -40,6 +41,8 @@ from wisp.sim.workload import TracedSession, Workload
 
 NUM_SEEDS = 5
 """Of a simulation: virtual time costs little, and a live point of one seed holds a few dozen sessions."""
+SERVED_BEFORE = 64
+"""Sessions that servers know of when they are tried with a second fleet: a live one has served the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ def side_by_side(
         live = Figures(
             one.capacity.mean, one.at_common(lambda m: m.goodput), one.at_common(lambda m: m.first_token_s.p95)
         )
-        simulate_on = partial(_figures, settings, cell.common_devices, SYSTEMS[one.system])
+        simulate_on = partial(_figures, settings, cell, SYSTEMS[one.system])
         simulated, at_run_speed, ratio = simulate_on(scenario, scenario), None, 1.0
         speeds = [m.batch_time_ratio for point in one.points if (m := point.measures).batch_time_ratio is not None]
         common = [m.batch_time_ratio for m in one.common if m.batch_time_ratio is not None]
@@ -172,25 +175,35 @@ def side_by_side(
 
 
 def _figures(
-    settings: BenchSettings, common_devices: int, system: System, searched: Scenario, loaded: Scenario
+    settings: BenchSettings, cell: CellSummary, system: System, searched: Scenario, loaded: Scenario
 ) -> Figures:
     """Means over the seeds: of the capacity in one scenario, of what the common load shows in another."""
     seeds = range(settings.seed, settings.seed + NUM_SEEDS)
-    loads = [simulate(timed(loaded, settings.timing, common_devices), system, seed) for seed in seeds]
+    loads = [_simulate(settings, cell, loaded, system, seed, cell.common_devices) for seed in seeds]
     return Figures(
-        fmean(_capacity(settings, searched, system, seed, common_devices) for seed in seeds),
+        fmean(_capacity(settings, cell, searched, system, seed) for seed in seeds),
         fmean(report.goodput for report in loads),
         fmean(report.p95_first_token_time for report in loads),
     )
 
 
-def _capacity(settings: BenchSettings, scenario: Scenario, system: System, seed: int, start: int) -> float:
+def _capacity(settings: BenchSettings, cell: CellSummary, scenario: Scenario, system: System, seed: int) -> float:
     """Devices, by the search that the live points were chosen by."""
     search, tried = settings.search, list[Tried]()
-    while len(tried) < search.max_points and (size := next_size(tried, start, search.largest, search.resolution)):
-        report = simulate(timed(scenario, settings.timing, size), system, seed)
+    while len(tried) < search.max_points and (
+        size := next_size(tried, cell.first_devices, search.largest, search.resolution)
+    ):
+        report = _simulate(settings, cell, scenario, system, seed, size)
         tried.append(Tried(size, report.attainment, report.passes(search.level)))
     return capacity(tried, search.level).devices
+
+
+def _simulate(
+    settings: BenchSettings, cell: CellSummary, scenario: Scenario, system: System, seed: int, num_devices: int
+) -> Report:
+    num_before = 0 if num_devices == cell.first_devices else SERVED_BEFORE
+    point = replace(timed(scenario, settings.timing, num_devices), num_served_before=num_before)
+    return simulate(point, system, seed)
 
 
 COMPARED: Mapping[str, tuple[Callable[[Figures], float], float]] = {

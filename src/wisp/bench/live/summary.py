@@ -87,6 +87,8 @@ class CellSummary:
     cell: Cell
     common_devices: int
     """The largest fleet that all systems were tried with."""
+    first_devices: int
+    """The fleet that they were tried with first, on servers that had served nobody yet."""
     systems: tuple[SystemSummary, ...]
     notes: tuple[str, ...]
 
@@ -110,7 +112,8 @@ def _cell(cell: Cell, settings: BenchSettings, results: Results) -> CellSummary:
     sizes = [{point.num_devices for point in of_system} for of_system in points.values()]
     common = max(set.intersection(*sizes), default=0)
     systems = tuple(_system(system, of_system, common, settings) for system, of_system in points.items())
-    return CellSummary(cell, common, systems, tuple(_notes(points, settings)))
+    first = next(point.num_devices for point in results.points if point.cell == cell.name)
+    return CellSummary(cell, common, first, systems, tuple(_notes(points, settings)))
 
 
 def _system(system: str, points: Sequence[Point], common: int, settings: BenchSettings) -> SystemSummary:
