@@ -80,13 +80,13 @@ def test_the_simulated_fleet_is_the_emulated_one(scenario: Scenario) -> None:
 
 
 def test_every_system_stands_beside_its_simulation(cell: CellSummary, scenario: Scenario) -> None:
-    """Under the load that all had, and by its own search; a target that takes 20 ms a token makes at most 50 a second."""
-    slow = replace(scenario, batch_time=lambda shape: 0.02 * shape.num_requests)
+    """Under the load that all had, and by its own search."""
+    slow = replace(scenario, batch_time=lambda shape: 0.025 * shape.num_requests)
     found = side_by_side(SETTINGS, cell, slow)
     assert [one.system for one in found] == ["centralized", "fixed"]
     assert found[0].live == Figures(4.0, 20.0, 0.2)
     assert 1.0 <= found[0].simulated.capacity <= 8.0
-    assert 0.0 < found[0].simulated.goodput <= 50.0
+    assert 0.0 < found[0].simulated.goodput < 4 * 12.0
 
 
 def test_a_point_is_simulated_with_the_times_of_a_live_one(scenario: Scenario) -> None:

@@ -79,14 +79,13 @@ class Clocked:
 
 
 def test_the_coefficients_of_a_known_engine_are_found() -> None:
-    """Within what the noise allows, where shapes lie beyond the ridge; errors are measured on what was not fitted."""
+    """Within what the noise allows; the error is measured on shapes that were not fitted."""
     engine = Clocked()
     shares: list[float] = []
-    settings = replace(SETTINGS, time_budget=1000.0, num_shapes=140, max_chunk_tokens=256)
-    found = calibrate(engine.target, settings, engine.clocks(), shares.append)
+    found = calibrate(engine.target, SETTINGS, engine.clocks(), shares.append)
     assert (found.model_id, found.dtype, found.device, found.emulated) == ("fake-target", "float32", "cpu", True)
-    assert len(found.samples) == settings.num_shapes
-    assert {len(sample.times) for sample in found.samples} == {settings.repeats}
+    assert len(found.samples) == SETTINGS.num_shapes
+    assert {len(sample.times) for sample in found.samples} == {SETTINGS.repeats}
     assert found.held_out.mean < 0.04
     assert found.held_out.p95 < 0.1
     assert 0.0 < found.repeats.mean < 0.05

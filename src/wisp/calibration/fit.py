@@ -7,14 +7,13 @@ factor, so that the median prediction is at the median wall time: what a schedul
 against.
 The ridge, and how many positions are few, are those of lists of candidates that fit best; the hinge is left out unless
 it is worth its two parameters by Schwarz's criterion, n log(squared residual) + log(n) for each parameter: batches are
-filled up to the ridge. No ridge is looked for where fewer than `MIN_BEYOND` shapes lie well beyond it: one that lies a
-position beyond has any slope that explains its noise, and larger batches would be thought to take seconds.
+filled up to the ridge. A ridge is looked for only where the positions of all shapes that lie beyond it add up to `BEYOND`
+of it: one shape a position beyond has any slope that explains its noise, and larger batches would be thought to take seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from operator import itemgetter
 
@@ -31,8 +30,8 @@ Vector = NDArray[np.float64]
 RIDGES = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
 FEW = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 MIN_SHAPES = 16
-MIN_BEYOND, WELL_BEYOND = 3, 1.25
-"""Shapes that a ridge needs, with so many times its positions or more."""
+BEYOND = 0.1
+"""Share of a ridge."""
 
 
 def fit(samples: Sequence[BatchSample]) -> tuple[BatchTimeModel, Errors]:
@@ -52,7 +51,7 @@ def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
     """The model that fits `samples` best; its median prediction is at the median wall time."""
     plain_residual, best = min((_fit_form(samples, None, few) for few in FEW), key=itemgetter(0))
     least = plain_residual / len(samples) ** (1.0 / len(samples))
-    for ridge, few in product(filter(partial(_has_beyond, samples), RIDGES[1:]), FEW):
+    for ridge, few in product((ridge for ridge in RIDGES[1:] if _beyond(samples, ridge) >= BEYOND * ridge), FEW):
         residual, model = _fit_form(samples, ridge, few)
         if residual < least and model.per_token_above_ridge_s > 0.0:
             least, best = residual, model
@@ -60,8 +59,9 @@ def fit_all(samples: Sequence[BatchSample]) -> BatchTimeModel:
     return best.with_coefficients(value * factor for value in best.coefficients)
 
 
-def _has_beyond(samples: Sequence[BatchSample], ridge: float) -> bool:
-    return sum(sample.shape.num_new >= WELL_BEYOND * ridge for sample in samples) >= MIN_BEYOND
+def _beyond(samples: Sequence[BatchSample], ridge: float) -> float:
+    """Positions of all shapes that lie beyond a ridge."""
+    return sum(max(0.0, sample.shape.num_new - ridge) for sample in samples)
 
 
 def errors(model: BatchTimeModel, samples: Sequence[BatchSample]) -> Errors:

@@ -20,7 +20,6 @@ from wisp.bench.live.fleet import Workload
 from wisp.bench.live.inputs import CellInputs, batch_time, batch_times_file, cell_inputs, trained_predictor
 from wisp.bench.live.point import Load, Timing, run_point
 from wisp.bench.live.results import Point, Results
-from wisp.bench.live.search import next_size
 from wisp.bench.live.servers import Served, TargetUnderTest, served
 from wisp.bench.live.settings import BenchSettings, Cell
 from wisp.bench.live.sizing import first_size
@@ -132,9 +131,7 @@ class Comparison:
         """The fleet that a system's search wants next."""
         search = self.settings.search
         tried = self.results.tried(run.cell.name, system, seed, search.level)
-        if len(tried) >= search.max_points:
-            return None
-        return next_size(tried, run.start, search.largest, search.resolution)
+        return search.next_size(tried, run.start)
 
     def _workload(self, run: _CellRun) -> Workload:
         lengths = () if self.settings.workload is None else load_trace(self.settings.workload)

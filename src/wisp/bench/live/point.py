@@ -53,6 +53,11 @@ class Timing:
         return replace(self, warmup=self.warmup + 2.0 * seconds, settling=self.warmup)
 
     @property
+    def ramp(self) -> float:
+        """In which the devices start one after the other."""
+        return self.warmup - self.settling
+
+    @property
     def longest(self) -> float:
         """Seconds that a point takes at most, connecting not counted."""
         return self.warmup + self.duration + self.drain
@@ -121,7 +126,7 @@ async def _drive(
     clock = asyncio.get_running_loop().time
     began = clock()
     window = Window(began + timing.warmup, began + timing.warmup + timing.duration)
-    gap = (timing.warmup - timing.settling) / len(devices)
+    gap = timing.ramp / len(devices)
     running = [asyncio.create_task(device.run(gap * index)) for index, device in enumerate(devices)]
     lags: list[float] = []
     cpu_at_start = cpu_at_end = 0.0

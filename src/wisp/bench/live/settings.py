@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from wisp.bench.live.fleet import FleetModel
 from wisp.bench.live.point import Timing
+from wisp.bench.live.search import Tried, next_size
 from wisp.errors import ConfigError
 from wisp.policy.systems import SYSTEMS, Drafts
 from wisp.types import SLO
@@ -54,6 +56,12 @@ class Search:
             raise ConfigError(f"the first fleet has 1 to {self.largest} devices, not {self.start}")
         if self.max_points < 1 or not 0.0 < self.level <= 1.0:
             raise ConfigError("a search tries at least one size, and its level lies above 0 and at most at 1")
+
+    def next_size(self, tried: Sequence[Tried], first: int) -> int | None:
+        """The fleet to try next, `first` where there was none; None: the search is over."""
+        if len(tried) >= self.max_points:
+            return None
+        return next_size(tried, first, self.largest, self.resolution)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ before know what they served, and means over several seeds stand beside the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wisp.bench.live.inputs import CellInputs, trained_predictor
+from wisp.bench.live.measures import Measures
 from wisp.bench.live.point import Timing
-from wisp.bench.live.search import Tried, capacity, next_size
+from wisp.bench.live.search import Tried, capacity
 from wisp.bench.live.servers import MAX_BATCH_REQUESTS
 from wisp.bench.live.settings import BenchSettings, Cell
 from wisp.bench.live.summary import CellSummary
@@ -136,7 +137,7 @@ def timed(scenario: Scenario, timing: Timing, num_devices: int) -> Scenario:
         warmup=times.warmup,
         duration=times.duration,
         drain=times.drain,
-        ramp=times.warmup - times.settling,
+        ramp=times.ramp,
     )
 
 
@@ -164,14 +165,18 @@ def side_by_side(
         )
         simulate_on = partial(_figures, settings, cell, SYSTEMS[one.system])
         simulated, at_run_speed, ratio = simulate_on(scenario, scenario), None, 1.0
-        speeds = [m.batch_time_ratio for point in one.points if (m := point.measures).batch_time_ratio is not None]
-        common = [m.batch_time_ratio for m in one.common if m.batch_time_ratio is not None]
+        speeds, common = _speeds(point.measures for point in one.points), _speeds(one.common)
         if speeds and common:
             ratio = median(speeds)
             at_run_speed = simulate_on(at_speed(scenario, ratio), at_speed(scenario, fmean(common)))
         found.append(SideBySide(one.system, live, simulated, at_run_speed, ratio))
         advance()
     return found
+
+
+def _speeds(points: Iterable[Measures]) -> list[float]:
+    """Of those whose batch times are known."""
+    return [ratio for one in points if (ratio := one.batch_time_ratio) is not None]
 
 
 def _figures(
@@ -190,9 +195,7 @@ def _figures(
 def _capacity(settings: BenchSettings, cell: CellSummary, scenario: Scenario, system: System, seed: int) -> float:
     """Devices, by the search that the live points were chosen by."""
     search, tried = settings.search, list[Tried]()
-    while len(tried) < search.max_points and (
-        size := next_size(tried, cell.first_devices, search.largest, search.resolution)
-    ):
+    while size := search.next_size(tried, cell.first_devices):
         report = _simulate(settings, cell, scenario, system, seed, size)
         tried.append(Tried(size, report.attainment, report.passes(search.level)))
     return capacity(tried, search.level).devices
